@@ -1,0 +1,1 @@
+"""Inverse problems: measurements, operators and posterior samplers that use a diffusion model as the prior."""

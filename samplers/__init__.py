@@ -1,0 +1,1 @@
+"""Noise levels, solvers, the table that a run is, its engine, and gradients through it."""
