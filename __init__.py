@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, guidance, inverse, kernels, samplers
+    from . import errors, guidance, inverse, kernels, models, samplers
     from .samplers import solve, trace
 
 # Public name -> the module that defines it. A new name is one line here and one above, for type checkers.
@@ -15,9 +15,9 @@ _HOME = {
     "solve": ".samplers",
     "trace": ".samplers",
 }
-_SUBMODULES = ("errors", "guidance", "inverse", "kernels", "samplers")
+_SUBMODULES = ("errors", "guidance", "inverse", "kernels", "models", "samplers")
 
-__all__ = ["errors", "guidance", "inverse", "kernels", "samplers", "solve", "trace"]
+__all__ = ["errors", "guidance", "inverse", "kernels", "models", "samplers", "solve", "trace"]
 
 
 def __getattr__(name: str) -> Any:
