@@ -100,10 +100,8 @@ def imports(path: PurePosixPath) -> Iterator[Import]:
     return walk(parse(path), False)
 
 
-def run_python(code: str, *, cwd: Path, **environment: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=os.environ | environment, capture_output=True, text=True
-    )
+def run_python(code: str, *, cwd: Path) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -239,6 +237,13 @@ def test_public_names():
 @pytest.mark.parametrize("name", fewstep.__all__)
 def test_every_public_name_exists(name):
     assert getattr(fewstep, name) is not None
+
+
+@pytest.mark.slow
+def test_every_module_imports_without_triton(tmp_path):
+    names = [".".join(("fewstep", *path.with_suffix("").parts)) for path in modules() if "triton_" not in path.name]
+    code = f"import sys, importlib; sys.modules['triton'] = None\nfor n in {names!r}: importlib.import_module(n)"
+    run_python(code, cwd=tmp_path)
 
 
 # The root of the checkout is on sys.path with `python -c`, `python -m`, a script beside it and `python -m pytest`.
