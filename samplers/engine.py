@@ -1,0 +1,216 @@
+"""The engine: `start`, `advance`, `edit` are pure functions of a state, `solve` is the loop over them.
+
+`advance` is the one primitive: the loop below, the scheduler inside a diffusers pipeline, gradients and posteriors all
+call it, and a tick is always one `combine`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, IncompatibleError
+from ..kernels import ops
+from .levels import Level, NoiseSchedule
+from .noise import Tape
+from .prediction import Parametrisation, Prediction
+from .table import Table, Weights
+
+
+class Network(Protocol):
+    """A diffusion or flow network with its conditioning.
+
+    __call__ returns one raw output of x's shape per branch; one forward may batch the branches. x is float32 or
+    float64; the network casts to its own dtype. rows: which images of the batch to evaluate, or None for all.
+    """
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+    @property
+    def parametrisation(self) -> Parametrisation: ...
+    def __call__(
+        self, x: Tensor, level: Level, branches: tuple[str, ...], rows: Tensor | None = None
+    ) -> tuple[Tensor, ...]: ...
+
+
+class Guidance(Protocol):
+    """A guidance policy as the loop sees it: which branches tick i evaluates and how they are weighted (sum 1)."""
+
+    def branches(self, i: int, memory: Any) -> tuple[str, ...]: ...
+    def weights(self, i: int, gram: Any, memory: Any) -> Weights: ...
+
+
+class State(NamedTuple):
+    """Where a run stands: the next tick, x (B, ...) at its node, and what the solver remembers, newest first."""
+
+    tick: int
+    x: Tensor
+    carry: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """A prediction that still is what the network returned; `advance` folds it, `x0` and `eps` compute it."""
+
+    x: Tensor
+    level: Level
+    tensors: tuple[Tensor, ...]
+    parametrisation: Parametrisation
+    weights: Weights = (1.0,)
+
+    @property
+    def x0(self) -> Tensor:
+        """The guided prediction of the clean image, of x's shape and dtype."""
+        return self._row(*self.parametrisation.x0_row(self.level))
+
+    @property
+    def eps(self) -> Tensor:
+        """The guided prediction of the noise, of x's shape and dtype."""
+        return self._row(*self.parametrisation.eps_row(self.level))
+
+    def _row(self, of_x: Any, of_out: Any) -> Tensor:
+        if any(isinstance(w, Tensor) for w in self.weights):
+            guided = sum(_per_image(w, self.x) * t for w, t in zip(self.weights, self.tensors, strict=True))
+            return ops.combine(((float(of_x), float(of_out)),), (self.x, guided))[0]
+        line = (float(of_x), *(float(of_out) * w for w in self.weights))
+        return ops.combine((line,), (self.x, *self.tensors))[0]
+
+
+def start(table: Table, x: Tensor, tick: int = 0) -> State:
+    """The state of a run that begins at `tick` with x (B, ...); half precision becomes float32."""
+    if not 0 <= tick < len(table):
+        raise ConfigError(f"tick {tick} does not exist: this run has {len(table)} ticks, 0 to {len(table) - 1}")
+    return State(tick, _as_state(x))
+
+
+def advance(table: Table, state: State, prediction: Prediction | Outputs, noise: Tensor | None = None) -> State:
+    """One tick. Pure: no argument is written to, equal arguments give equal results.
+
+    prediction: at table.plan.nodes[state.tick] and state.x.       noise: N(0, I) of x's shape where the row needs it.
+    """
+    i, x, carry = state
+    if isinstance(prediction, Outputs):
+        folded = table.fold(i, len(carry), prediction.parametrisation, prediction.weights)
+        registers = (x, *prediction.tensors, *carry, noise)
+    else:
+        folded = table.unfolded(i, len(carry))
+        registers = (x, prediction.x0, prediction.eps, *carry, noise)
+    live = [registers[k] for k in folded.live]
+    if noise is None and any(register is None for register in live):
+        raise ConfigError(f"tick {i} of {table.solver} needs noise: pass noise= (or tape= to solve)")
+    computed = ops.combine(folded.matrix, live)
+    x_next, *carry_next = (registers[k] if moved else computed[k] for moved, k in folded.sources)
+    return State(i + 1, x_next, tuple(carry_next))  # type: ignore[arg-type]
+
+
+def edit(table: Table, state: State, x: Tensor) -> State:
+    """The state after x was changed from outside (inpainting, a callback, a data step).
+
+    A solver that would discard the change (see Solver.keeps_edits) starts again from it with an empty carry.
+    """
+    if x.shape != state.x.shape:
+        raise IncompatibleError(f"an edit must keep the shape {tuple(state.x.shape)}, got {tuple(x.shape)}")
+    return State(state.tick, _as_state(x), state.carry if table.keeps_edits else ())
+
+
+@dataclass(frozen=True)
+class TickRecord:
+    """What one tick did: its level, the branches that it evaluated, host milliseconds (network call included)."""
+
+    tick: int
+    level: Level
+    branches: tuple[str, ...]
+    ms: float
+
+
+@dataclass
+class Report:
+    """What a run cost. NFE counts image rows x branches."""
+
+    batch: int
+    ticks: list[TickRecord] = field(default_factory=list)
+
+    @property
+    def evaluations(self) -> int:
+        """How often the network was called."""
+        return len(self.ticks)
+
+    @property
+    def nfe(self) -> int:
+        """Image rows x branches over the whole batch."""
+        return self.batch * sum(len(t.branches) for t in self.ticks)
+
+    @property
+    def nfe_per_branch(self) -> dict[str, int]:
+        """Per image: how often each branch was evaluated."""
+        counts: dict[str, int] = {}
+        for t in self.ticks:
+            for branch in t.branches:
+                counts[branch] = counts.get(branch, 0) + 1
+        return counts
+
+
+class Result(NamedTuple):
+    """x (B, ...) at the last target, and what it cost."""
+
+    x: Tensor
+    report: Report
+
+
+OnTick = Callable[[int, State, Outputs], State | None]
+
+
+@torch.no_grad()
+def solve(
+    table: Table,
+    network: Network,
+    x: Tensor,
+    *,
+    guidance: Guidance | None = None,
+    tape: Tape | None = None,
+    on_tick: OnTick | None = None,
+    first_tick: int = 0,
+) -> Result:
+    """Run `table` on `network` from x (B, ...) at the first node to the last target.
+
+    guidance: a policy, or None for the conditional branch alone.       tape: noise for stochastic solvers.
+    on_tick(i, state, prediction): called after tick i with the state it led to and the prediction (x0, eps) it used;
+    may return another state (see `edit`).       first_tick: begin here (an image-to-image run).
+    Gradients are off; differentiate through `advance` instead.
+    """
+    state = start(table, x, first_tick)
+    report = Report(batch=x.shape[0])
+    nodes, targets = table.plan.nodes, table.plan.targets
+    noisy = [row.needs_noise for row in table.rows]
+    if any(noisy[first_tick:]) and tape is None:
+        raise ConfigError(f"{table.solver} draws noise: pass tape=NoiseTape(seeds) to solve")
+    clock = time.perf_counter()
+    for i in range(first_tick, len(table)):
+        level = nodes[i]
+        branches = guidance.branches(i, None) if guidance is not None else ("cond",)
+        weights = guidance.weights(i, None, None) if guidance is not None else (1.0,)
+        tensors = network(state.x, level, branches)
+        prediction = Outputs(state.x, level, tensors, network.parametrisation, weights)
+        noise = tape.normal(i, level, targets[i], state.x) if tape is not None and noisy[i] else None
+        state = advance(table, state, prediction, noise)
+        if on_tick is not None:
+            state = on_tick(i, state, prediction) or state
+        now = time.perf_counter()
+        report.ticks.append(TickRecord(i, level, branches, 1e3 * (now - clock)))
+        clock = now
+    return Result(state.x, report)
+
+
+def _as_state(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        raise IncompatibleError(f"x must be a floating-point tensor, got {x.dtype}")
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _per_image(weight: float | Tensor, x: Tensor) -> float | Tensor:
+    return weight.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) if isinstance(weight, Tensor) else weight

@@ -1,0 +1,87 @@
+"""Noise that depends on the image and the tick, never on the batch.
+
+The initial latent is what diffusers draws for one generator per image, on the CPU. Noise inside the loop comes from
+a tape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .levels import Level
+
+_MASK = (1 << 64) - 1
+MAX_SEED = (1 << 63) - 1
+
+
+class Tape(Protocol):
+    """A source of in-loop noise: standard normal of x's shape, dtype and device for tick i, which goes from s to t."""
+
+    def normal(self, i: int, s: Level, t: Level, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class NoiseTape:
+    """Noise keyed by (seed of the image, tick): image k is the same alone, in any batch, and when a run resumes.
+
+    seeds: one per image of the batch.
+    """
+
+    seeds: tuple[int, ...]
+
+    def normal(self, i: int, s: Level, t: Level, x: Tensor) -> Tensor:
+        if x.shape[0] != len(self.seeds):
+            raise ConfigError(f"the tape has {len(self.seeds)} seeds for a batch of {x.shape[0]} images")
+        images = [_cpu_normal(_mix(seed, i), x.shape[1:]) for seed in self.seeds]
+        return torch.stack(images).to(device=x.device, dtype=x.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorTape:
+    """Noise drawn in order from generators, as diffusers' pipelines do: one for the batch, or one per image."""
+
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+
+    def normal(self, i: int, s: Level, t: Level, x: Tensor) -> Tensor:
+        if isinstance(self.generator, Sequence):
+            if len(self.generator) != x.shape[0]:
+                raise ConfigError(f"{len(self.generator)} generators for a batch of {x.shape[0]} images")
+            return torch.cat([_draw(g, x[k : k + 1]) for k, g in enumerate(self.generator)])
+        return _draw(self.generator, x)
+
+
+def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """(len(seeds), *shape) float32 standard normal; image k equals diffusers' CPU generator of seeds[k]."""
+    return torch.stack([_cpu_normal(seed, shape) for seed in seeds])
+
+
+def check_seed(seed: int) -> int:
+    """`seed` if it is in 0..2^63 - 1, else ConfigError."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"a seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
+    return seed
+
+
+def _cpu_normal(seed: int, shape: Sequence[int]) -> Tensor:
+    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+
+
+def _draw(generator: torch.Generator | None, x: Tensor) -> Tensor:
+    device = generator.device if generator is not None else x.device
+    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+
+
+def _mix(seed: int, tick: int) -> int:
+    """A 64-bit key from (seed, tick): two rounds of splitmix64, so neighbouring seeds and ticks are unrelated."""
+    z = (check_seed(seed) * 0x9E3779B97F4A7C15 + (tick + 1) * 0xD1B54A32D192ED03) & _MASK
+    for _ in range(2):
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        z ^= z >> 31
+    return z
