@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, guidance, inverse, kernels, models, samplers
+    from .guidance.sampling import sample
     from .samplers import solve, trace
 
 # Public name -> the module that defines it. A new name is one line here and one above, for type checkers.
 _HOME = {
+    "sample": ".guidance.sampling",
     "solve": ".samplers",
     "trace": ".samplers",
 }
 _SUBMODULES = ("errors", "guidance", "inverse", "kernels", "models", "samplers")
 
-__all__ = ["errors", "guidance", "inverse", "kernels", "models", "samplers", "solve", "trace"]
+__all__ = ["errors", "guidance", "inverse", "kernels", "models", "sample", "samplers", "solve", "trace"]
 
 
 def __getattr__(name: str) -> Any:

@@ -79,10 +79,11 @@ def trace_tick(solver: Solver, plan: Plan, i: int, carry_length: int) -> Row:
         if not all(math.isfinite(value) for value in line):
             raise NumericsError(f"{solver} has a coefficient that is not finite at tick {i}, {plan.nodes[i]}: {output}")
         lines.append(line)
-    return Row(plan.nodes[i], names, tuple(lines), tuple(_move(line) for line in lines))
+    return Row(plan.nodes[i], names, tuple(lines), tuple(move_of(line) for line in lines))
 
 
-def _move(line: Sequence[float]) -> int | None:
+def move_of(line: Sequence[float]) -> int | None:
+    """The input that an output merely renames: its only coefficient, exactly 1."""
     nonzero = [k for k, value in enumerate(line) if value != 0.0]
     return nonzero[0] if len(nonzero) == 1 and line[nonzero[0]] == 1.0 else None
 
@@ -223,7 +224,7 @@ def _compact(lines: list[list[Any]], movable: Sequence[bool]) -> Folded:
     sources: list[tuple[bool, int]] = []
     computed: list[list[Any]] = []
     for line in lines:
-        move = None if any(isinstance(v, Tensor) for v in line) else _move(line)
+        move = None if any(isinstance(v, Tensor) for v in line) else move_of(line)
         if move is not None and movable[move]:
             sources.append((True, move))
         else:

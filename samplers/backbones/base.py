@@ -1,0 +1,115 @@
+"""What a model family must offer so that `solve` can run it: a Backbone makes Networks and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..engine import Network
+from ..levels import NoiseSchedule
+from ..prediction import Parametrisation
+
+
+class Backbone(Protocol):
+    """A loaded model with its text encoders and autoencoder. Pixels are float32 in [0, 1]."""
+
+    @property
+    def family(self) -> str:
+        """Short name: "sd", "sdxl"."""
+        ...
+
+    @property
+    def schedule(self) -> NoiseSchedule: ...
+
+    @property
+    def parametrisation(self) -> Parametrisation: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the model was trained at."""
+        ...
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of this many pixels."""
+        ...
+
+    @property
+    def default_guidance_scale(self) -> float: ...
+
+    def check_size(self, height: int, width: int) -> None:
+        """ConfigError for a size that the model cannot make."""
+        ...
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]: ...
+
+    def encode(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, *, height: int, width: int
+    ) -> Network:
+        """The network with one conditioning per prompt; branches "cond" and "uncond"."""
+        ...
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels to the mean of their latent distribution (B, C, h, w), float32."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) latents to (B, 3, H, W) pixels, float32 on the CPU."""
+        ...
+
+
+class UNetNetwork:
+    """A conditional UNet with one embedding per branch and image (diffusers' UNet2DConditionModel).
+
+    conditions: branch -> {argument of the UNet: tensor (B, ...), or a dict of such}. Branches are evaluated in one
+    forward of len(branches) * B rows, in the given order.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        conditions: dict[str, dict[str, Any]],
+        schedule: NoiseSchedule,
+        parametrisation: Parametrisation,
+    ) -> None:
+        self.unet = unet
+        self.conditions = conditions
+        self.schedule = schedule
+        self.parametrisation = parametrisation
+        self._joined: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def __call__(
+        self, x: Tensor, level: Any, branches: tuple[str, ...], rows: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        arguments = self._joined.get(branches)
+        if arguments is None:
+            arguments = self._joined[branches] = _join([self.conditions[b] for b in branches])
+        if rows is not None:
+            x = x[rows]
+            arguments = _join([_rows(self.conditions[b], rows) for b in branches])
+        stacked = torch.cat([x] * len(branches)) if len(branches) > 1 else x
+        time = torch.tensor(float(level.time), dtype=torch.float32, device=x.device)
+        out = self.unet(stacked.to(self.unet.dtype), time, return_dict=False, **arguments)[0]
+        return out.chunk(len(branches)) if len(branches) > 1 else (out,)
+
+
+def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Concatenate the branches' tensors along the batch, through nested dicts."""
+    joined: dict[str, Any] = {}
+    for name, first in parts[0].items():
+        values = [part[name] for part in parts]
+        if isinstance(first, dict):
+            joined[name] = _join(values)
+        else:
+            joined[name] = torch.cat(values) if len(values) > 1 else first
+    return joined
+
+
+def _rows(part: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    return {name: _rows(v, rows) if isinstance(v, dict) else v[rows] for name, v in part.items()}

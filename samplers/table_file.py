@@ -1,0 +1,144 @@
+"""Tables on disk: safetensors with float64 matrices and a JSON header. Loading gives the same bits back or refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import ConfigError, IncompatibleError
+from .grids import MAX_STEPS
+from .levels import Level, NoiseSchedule
+from .solver import Plan
+
+if TYPE_CHECKING:
+    from .table import Table
+
+FORMAT = "fewstep-table"
+VERSION = 1
+MAX_HEADER_BYTES = 16 << 20
+MAX_TICKS = MAX_STEPS
+MAX_VECTORS = 64  # registers or outputs of one tick
+
+
+def save(table: Table, path: str | PathLike[str]) -> None:
+    """Write every row that a run can reach. The file appears whole or not at all."""
+    from safetensors.torch import save as to_bytes
+
+    plan = table.plan
+    if len(plan) > MAX_TICKS:
+        raise ConfigError(f"a table file holds at most {MAX_TICKS} ticks, this run has {len(plan)}")
+    tensors = {f"row.{i}.{length}": torch.tensor(row.coefficients, dtype=torch.float64)
+               for (i, length), row in table.all_rows().items()}  # fmt: skip
+    for name, levels in (("nodes", plan.nodes), ("targets", plan.targets)):
+        tensors[name] = torch.tensor([[float(v) for v in level] for level in levels], dtype=torch.float64)
+    for name in ("step", "stage", "order"):
+        tensors[name] = torch.tensor(getattr(plan, name), dtype=torch.int64)
+    header = {"solver": table.solver, "schedule": table.schedule, "keeps_edits": table.keeps_edits}
+    data = to_bytes(tensors, {"format": FORMAT, "version": str(VERSION), "table": json.dumps(header)})
+    target = Path(path)
+    handle, scratch = tempfile.mkstemp(dir=target.parent or Path(), prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(scratch, target)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | PathLike[str], schedule: NoiseSchedule | None = None) -> Table:
+    """Read a table. ConfigError for a file that is none, IncompatibleError for another schedule or version."""
+    from .table import Table, check_same_schedule
+
+    header, tensors = _read(Path(path))
+    if schedule is not None:
+        check_same_schedule(header["schedule"], schedule)
+    plan = _plan(tensors, path)
+    rows = {}
+    for name, tensor in tensors.items():
+        if name.startswith("row."):
+            i, length = _row_key(name, path)
+            rows[i, length] = _row(tensor, plan, i, length, path)
+    table = Table(plan, header["solver"], header["schedule"], header["keeps_edits"], rows)
+    table.all_rows()  # complete, or ConfigError
+    return table
+
+
+def _refuse(path: Any, why: str) -> ConfigError:
+    return ConfigError(f"{Path(path).name} is not a usable fewstep table: {why}; make it again with Table.save")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ConfigError(f"there is no table file {path.name}")
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if not 2 <= size <= min(MAX_HEADER_BYTES, path.stat().st_size):
+        raise _refuse(path, "its header has no sensible size")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise _refuse(path, str(error).splitlines()[0]) from error
+    if metadata.get("format") != FORMAT:
+        raise _refuse(path, "it is a safetensors file of another kind")
+    if metadata.get("version") != str(VERSION):
+        raise IncompatibleError(f"{path.name} has table version {metadata.get('version')!r}, this fewstep reads "
+                                f"version {VERSION}; make the table again")  # fmt: skip
+    try:
+        header = json.loads(metadata.get("table", ""))
+        fields = (header["solver"], header["schedule"], header["keeps_edits"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _refuse(path, "its header does not describe a table") from error
+    if not all(isinstance(v, kind) for v, kind in zip(fields, (str, dict, bool), strict=True)):
+        raise _refuse(path, "its header does not describe a table")
+    return header, tensors
+
+
+def _plan(tensors: dict[str, torch.Tensor], path: Any) -> Plan:
+    needed = ("nodes", "targets", "step", "stage", "order")
+    if any(name not in tensors for name in needed):
+        raise _refuse(path, f"it lacks one of {', '.join(needed)}")
+    nodes, targets, *counts = (tensors[name] for name in needed)
+    n = nodes.shape[0] if nodes.dim() == 2 else 0
+    shapes = [tuple(nodes.shape), tuple(targets.shape), *(tuple(c.shape) for c in counts)]
+    if not 1 <= n <= MAX_TICKS or shapes != [(n, 3), (n, 3), (n,), (n,), (n,)]:
+        raise _refuse(path, f"its plan has shapes {shapes}")
+    if nodes.dtype != torch.float64 or targets.dtype != torch.float64 or any(c.dtype != torch.int64 for c in counts):
+        raise _refuse(path, "its plan has wrong dtypes")
+    levels = [tuple(Level(*line) for line in t.tolist()) for t in (nodes, targets)]
+    for node, target in zip(*levels, strict=True):
+        if not all(math.isfinite(v) for v in (*node, *target)):
+            raise _refuse(path, "it has a level that is not finite")
+    return Plan(levels[0], levels[1], *(tuple(c.tolist()) for c in counts))
+
+
+def _row_key(name: str, path: Any) -> tuple[int, int]:
+    try:
+        i, length = (int(part) for part in name.split(".")[1:])
+    except ValueError as error:
+        raise _refuse(path, f"it has an entry {name[:40]!r}") from error
+    return i, length
+
+
+def _row(tensor: torch.Tensor, plan: Plan, i: int, length: int, path: Any) -> Any:
+    from .table import Row, move_of, registers_of
+
+    names = registers_of(length) if 0 <= length <= MAX_VECTORS else ()
+    shaped = tensor.dim() == 2 and 1 <= tensor.shape[0] <= MAX_VECTORS and tensor.shape[1] == len(names)
+    if not shaped or tensor.dtype != torch.float64 or not 0 <= i < len(plan):
+        raise _refuse(path, f"tick {i} has coefficients of shape {tuple(tensor.shape)}, {tensor.dtype}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise _refuse(path, f"tick {i} has a coefficient that is not finite")
+    lines = tuple(tuple(line) for line in tensor.tolist())
+    return Row(plan.nodes[i], names, lines, tuple(move_of(line) for line in lines))
