@@ -1,8 +1,8 @@
 """The noise schedule and the parametrisation that a diffusers scheduler config describes.
 
-A config is a plain mapping, `pipe.scheduler.config` or the contents of a ``scheduler_config.json``; nothing here imports
-diffusers. What cannot be honoured exactly is refused by name: a schedule that is a little wrong gives pictures that are
-a little wrong, and nobody sees why.
+A config is a plain mapping, `pipe.scheduler.config` or the contents of a ``scheduler_config.json``; nothing here
+imports diffusers. What cannot be honoured exactly is refused by name: a schedule that is a little wrong gives pictures
+that are a little wrong, and nobody sees why.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _CLASS_DEFAULTS = {
 def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """The noise levels that the model behind `config` was trained on.
 
-    config: a diffusers scheduler config.       Returns DiscreteVP with float64 levels, or RectifiedFlow whose times are 0
-    to num_train_timesteps. Errors: ConfigError for a schedule that is unknown or not supported, by the field's name.
+    config: a diffusers scheduler config.       Returns DiscreteVP with float64 levels, or RectifiedFlow with times 0 to
+    num_train_timesteps.       Errors: ConfigError for a schedule that is unknown or not supported, by the field's name.
     """
     config = with_defaults(config)
     total = config["num_train_timesteps"]
@@ -87,11 +87,11 @@ def shift_from_config(config: Mapping[str, Any]) -> float:
     if config.get("use_dynamic_shifting"):
         raise ConfigError(
             "use_dynamic_shifting=True makes the shift depend on the image size, which is not supported yet; give a "
-            "constant one: from_config(config, use_dynamic_shifting=False, shift=3.0) (Flux at 1024x1024: exp(1.15) = 3.16)"
+            "constant one: use_dynamic_shifting=False, shift=3.0 (Flux at 1024x1024: exp(1.15) = 3.16)"
         )
     for key in ("shift_terminal", "invert_sigmas"):
         if config.get(key):
-            raise ConfigError(f"{key}={config[key]!r} is not supported; pass {key}=None to from_config to leave it out")
+            raise ConfigError(f"{key}={config[key]!r} is not supported yet; {key}=None leaves it out")
     shift = config.get("shift", config.get("flow_shift", 1.0))
     if isinstance(shift, bool) or not isinstance(shift, int | float) or not (math.isfinite(shift) and shift > 0):
         raise ConfigError(f"shift must be a positive number, got {shift!r}")
@@ -128,10 +128,10 @@ def _refuse_other_processes(config: Mapping[str, Any]) -> None:
     name = config.get("_class_name", "this scheduler")
     if not any(key in config for key in _VP_KEYS):
         fields = ", ".join(sorted(k for k in config if not k.startswith("_")))
-        raise ConfigError(f"{name} describes no known noise schedule: expected beta_schedule (or trained_betas) or a flow's "
-                          f"shift, got the fields {fields}")  # fmt: skip
+        raise ConfigError(f"{name} describes no known noise schedule: expected beta_schedule (or trained_betas) or the "
+                          f"shift of a flow, got the fields {fields}")  # fmt: skip
     if config.get("timestep_type") == "continuous":
-        raise ConfigError(f"{name} with timestep_type='continuous' (EDM-style sigmas) is not supported; only 'discrete' is")
+        raise ConfigError(f"{name}: timestep_type='continuous' (EDM-style sigmas) is not supported, only 'discrete'")
     if config.get("snr_shift_scale") not in (None, 1, 1.0):
         raise ConfigError(f"snr_shift_scale={config['snr_shift_scale']!r} (CogVideoX) is not supported")
 
