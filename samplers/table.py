@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -124,6 +125,11 @@ class Table:
             row = self._rows[i, carry_length] = trace_tick(*self._tracer, i, carry_length)
         return row
 
+    @cached_property
+    def noisy(self) -> tuple[bool, ...]:
+        """Which ticks of an undisturbed run draw noise."""
+        return tuple(row.needs_noise for row in self.rows)
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """The rows of an undisturbed run, one per tick."""
@@ -149,12 +155,12 @@ class Table:
 
     def fold(self, i: int, carry_length: int, parametrisation: Parametrisation, weights: Weights) -> Folded:
         """Tick i's executable row; remembered when the weights are plain numbers."""
-        if any(isinstance(w, Tensor) for w in weights):
-            return fold(self.row(i, carry_length), parametrisation, weights)
         key = (i, carry_length, parametrisation, weights)
-        folded = self._folded.get(key)
+        folded = self._folded.get(key)  # first, and only then a look at the weights: this runs every tick
         if folded is None:
-            folded = self._folded[key] = fold(self.row(i, carry_length), parametrisation, weights)
+            folded = fold(self.row(i, carry_length), parametrisation, weights)
+            if not any(isinstance(w, Tensor) for w in weights):
+                self._folded[key] = folded
         return folded
 
     def unfolded(self, i: int, carry_length: int) -> Folded:
