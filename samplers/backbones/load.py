@@ -135,7 +135,7 @@ def check_dtype(dtype: str) -> torch.dtype:
 def _load_folder_or_hub(model: str, dtype: torch.dtype, variant: str | None, revision: str | None) -> Any:
     import diffusers
 
-    options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True, "variant": variant}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "variant": variant}
     if Path(model).is_dir():
         index = _read_json(Path(model) / "model_index.json")
         name = str(index["_class_name"])
@@ -154,7 +154,7 @@ def _load_file(model: str, dtype: torch.dtype, variant: str | None, revision: st
     if variant or revision:
         raise ConfigError("variant and revision belong to folders and hub ids, not to a single .safetensors file")
     name = "StableDiffusionXLPipeline" if _is_sdxl(Path(model)) else "StableDiffusionPipeline"
-    return getattr(diffusers, name).from_single_file(model, torch_dtype=dtype)
+    return getattr(diffusers, name).from_single_file(model, dtype=dtype)
 
 
 def _is_sdxl(path: Path) -> bool:
