@@ -1,0 +1,120 @@
+"""What the command line refuses before anything heavy is imported. Every check raises ConfigError with one line."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..errors import ConfigError
+
+EXAMPLE = 'fewstep sample "a red circle above a blue square"'
+DTYPES = ("float32", "float16", "bfloat16")
+FORMATS = ("human", "json")
+MAX_STEPS = 10_000
+MAX_IMAGES = 10_000
+MAX_BATCH = 1_024
+MAX_SIDE = 8_192
+MAX_SEED = 2**63 - 1
+MAX_PROMPT = 20_000
+MAX_PROMPT_FILE = 16 << 20
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+
+
+def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
+    """`value` if it is allowed; else an error that lists what is, the likeliest first."""
+    if value in allowed:
+        return value
+    close = get_close_matches(value.lower(), allowed, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ConfigError(f"{option} {value!r} does not exist: expected one of {', '.join(allowed)}{hint}")
+
+
+def whole(option: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        top = "2^63 - 1" if high == MAX_SEED else f"{high:,}"
+        raise ConfigError(f"{option} must be a whole number from {low} to {top}, got {value}")
+    return value
+
+
+def scale(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1000.0):
+        raise ConfigError(f"--guidance-scale must be a number from 0 to 1000 (1 = no guidance), got {value}")
+    return value
+
+
+def side(option: str, value: int | None) -> int | None:
+    return None if value is None else whole(option, value, 1, MAX_SIDE)
+
+
+def device(value: str) -> str:
+    """The spelling only; whether the device is there is known once torch is loaded."""
+    if not _DEVICE.fullmatch(value):
+        raise ConfigError(f"--device {value!r} does not exist: expected auto, cpu, cuda, cuda:N or mps")
+    return value
+
+
+def prompts(given: Sequence[str] | None, file: str | None) -> tuple[str, ...]:
+    """The prompts, from the command line or one a line from a file ("-": standard input)."""
+    if given and file is not None:
+        raise ConfigError("prompts were given both on the command line and with --prompt-file: use one of the two")
+    found = tuple(given or ()) if file is None else _read_prompts(file)
+    if not found:
+        raise ConfigError(f"there is no prompt: give one, as in {EXAMPLE}, or --prompt-file FILE")
+    return tuple(text(prompt, "prompt") for prompt in found)
+
+
+def text(value: str, what: str) -> str:
+    """A prompt that a tokenizer and a PNG can take."""
+    if len(value) > MAX_PROMPT:
+        raise ConfigError(f"a {what} may have at most {MAX_PROMPT:,} characters, got {len(value):,}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = ascii(value[:60])
+        raise ConfigError(f"the {what} {shown} is not valid UTF-8: check the encoding of terminal or file") from None
+    if "\0" in value:
+        raise ConfigError(f"the {what} {value[:60]!a} has a NUL character in it: it is no text")
+    return value
+
+
+def _read_prompts(file: str) -> tuple[str, ...]:
+    name = "standard input" if file == "-" else repr(file)
+    try:
+        if file == "-":
+            raw = sys.stdin.buffer.read(MAX_PROMPT_FILE + 1)
+        else:
+            with Path(file).open("rb") as stream:
+                raw = stream.read(MAX_PROMPT_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--prompt-file {name} cannot be read: {reason}; expected one prompt a line") from None
+    if len(raw) > MAX_PROMPT_FILE:
+        raise ConfigError(f"--prompt-file {name} is larger than {MAX_PROMPT_FILE >> 20} MB")
+    try:
+        lines = raw.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ConfigError(f"--prompt-file {name} is not UTF-8 text: expected one prompt a line") from None
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise ConfigError(f"--prompt-file {name} has no prompt in it: expected one a line")
+    return found
+
+
+def embedded_words(model: str, texts: Sequence[str]) -> None:
+    """An embedded model knows few words; a text with others is refused with prompts that work."""
+    from ..models.captions import nearest_prompts, unknown_words
+
+    for value in texts:
+        unknown = unknown_words(value)
+        if unknown:
+            shown = ", ".join(repr(word) for word in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+            tries = ", ".join(f'"{prompt}"' for prompt in nearest_prompts(value))
+            raise ConfigError(
+                f"{model} was trained on a small world of shapes and has never seen {shown}; "
+                f"try {tries} (or another --model)"
+            )

@@ -1,0 +1,84 @@
+"""``fewstep inspect``: how a picture was made, and the command that makes it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from . import checks, options, record
+from .console import complain, emit, printable
+from .png import read_text
+
+EXAMPLES = """\b
+Examples:
+  fewstep inspect outputs/3f9a1c2e-0000-seed0.png
+  fewstep inspect --format json outputs/*.png
+"""
+
+
+def inspect(png: options.Pictures, format: options.Format = "human", debug: options.Debug = False) -> int:
+    """Show how pictures were made."""
+    checks.one_of("--format", format, checks.FORMATS)
+    failed = False
+    for number, file in enumerate(png):
+        try:
+            fields = read(Path(file))
+        except ConfigError as error:
+            if len(png) == 1:
+                raise
+            failed = True
+            complain(str(error))
+            continue
+        if format == "json":
+            emit(json.dumps({"file": file, "record": fields, "command": record.command(fields)}))
+        else:
+            _print(file, fields, first=number == 0)
+    return 2 if failed else 0
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record in a PNG. ConfigError, in one line, if there is none that can be read."""
+    if path.is_dir():
+        raise ConfigError(f"{str(path)!r} is a folder: expected a PNG file")
+    text = read_text(path).texts.get(record.KEY)
+    if text is None:
+        raise ConfigError(f"{path.name} has no fewstep metadata: not made by fewstep, or removed (--no-metadata)")
+    return record.parse(text, path.name)
+
+
+def _print(file: str, fields: dict[str, Any], *, first: bool) -> None:
+    emit(("" if first else "\n") + f"{'file':<10} {printable(file)}")
+    for name, value in describe(fields).items():
+        emit(f"{name:<10} {printable(value)}")
+    emit(f"{'command':<10} {printable(record.command(fields))}")
+
+
+def describe(fields: dict[str, Any]) -> dict[str, str]:
+    """The record in words, one line a fact."""
+    model, batch, made_with = fields["model"], fields["batch"], fields["versions"]
+    marks = [model["kind"], *(model[key] for key in ("variant", "revision", "fingerprint") if key in model)]
+    lines = {
+        "prompt": fields["prompt"],
+        "negative": fields["negative_prompt"] if fields["negative_prompt"] is not None else "-",
+        "model": f"{model['name']} ({', '.join(marks)})",
+        "size": f"{fields['width']}x{fields['height']}",
+        "solver": f"{fields['solver']}, schedule {fields['schedule']}, {fields['steps']} steps",
+        "cost": f"{fields['evaluations']} evaluations, NFE {fields['nfe']}",
+        "scale": f"{fields['guidance_scale']:g}",
+        "seed": str(fields["seed"]),
+        "precision": f"{fields['dtype']} on {fields['device']}",
+        "versions": ", ".join(f"{name} {number}" for name, number in made_with.items()),
+    }
+    if batch["size"] > 1:
+        lines["batch"] = (
+            f"picture {batch['row'] + 1} of {batch['size']} computed together, which the command makes again; "
+            f"alone (--seed {fields['seed']} --batch-size 1) its last bits may differ"
+        )
+    if model["kind"] in ("folder", "file"):
+        lines["note"] = f"{model['name']} is a local {model['kind']}: put its path into the command"
+    changed = [name for name, number in record.versions().items() if name in made_with and made_with[name] != number]
+    if changed:
+        lines["changed"] = f"{', '.join(changed)} here are of other versions, so pixels may differ slightly"
+    return lines

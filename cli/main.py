@@ -1,0 +1,99 @@
+"""The ``fewstep`` command: what it is made of, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError, FewstepError, IncompatibleError
+from . import inspect, sample, table
+from .console import complain, emit, printable, silence_stdout
+from .help import SectionedCommand, usage_line
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_EXAMPLES = """\b
+Try:
+  fewstep sample "a red circle above a blue square"
+  fewstep table --solver unipc-3 --steps 8
+  fewstep inspect outputs/*.png
+
+\b
+Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 some pictures failed, 130 interrupted.
+"""
+
+app = typer.Typer(
+    name="fewstep",
+    help="Pictures from diffusion and flow models with fewer network evaluations.",
+    epilog=_EXAMPLES,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        emit(f"fewstep {version('fewstep')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of no command."""
+
+
+app.command("sample", cls=SectionedCommand, epilog=sample.EXAMPLES)(sample.sample)
+app.command("table", cls=SectionedCommand, epilog=table.EXAMPLES)(table.table)
+app.command("inspect", cls=SectionedCommand, epilog=inspect.EXAMPLES)(inspect.inspect)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; by default with the arguments of the process."""
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    debug = "--debug" in (words[: words.index("--")] if "--" in words else words)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may have bytes that are no text
+    try:
+        code = typer.main.get_command(app).main(args=words, prog_name="fewstep", standalone_mode=False)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        code, line = _explain(error)
+        complain(line)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence_stdout()
+    return code if isinstance(code, int) else OK
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """(exit code, one line) for whatever went wrong."""
+    if isinstance(error, FewstepError):
+        bad_input = isinstance(error, ConfigError | IncompatibleError)
+        return (USAGE if bad_input else FAILED), _one_line(error)
+    if hasattr(error, "format_message"):  # typer's errors; their module differs between its versions
+        return USAGE, usage_line(error)
+    if isinstance(error, typer.Abort):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, OSError):
+        from .run import explain_os_error
+
+        return FAILED, explain_os_error(error)
+    return FAILED, f"{type(error).__name__}: {_one_line(error)} (unexpected; --debug shows where)"
+
+
+def _one_line(error: Exception) -> str:
+    return printable(" ".join(str(error).split()))

@@ -1,0 +1,155 @@
+"""What ``--model`` names: found, checked and fingerprinted without importing torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..models import DEFAULT_SCALE, EMBEDDED, embedded
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_SMALL = 1 << 26  # files up to 64 MB are hashed whole
+_BLOCK, _BLOCKS = 1 << 16, 64
+_MAX_CONFIG = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model before it is loaded.
+
+    name: what metadata may say (never a path).       location: what the loader opens.
+    fingerprint: of a local model's files: configs and small files whole, large weights by size and samples.
+    """
+
+    kind: str  # "embedded", "folder", "file" or "hub"
+    name: str
+    location: str
+    fingerprint: str | None = None
+    variant: str | None = None
+    revision: str | None = None
+
+    @property
+    def default_scale(self) -> float | None:
+        """The guidance scale to use where none is given; None leaves it to the model's family."""
+        return DEFAULT_SCALE if self.kind == "embedded" else None
+
+    def identity(self) -> dict[str, str]:
+        """For metadata and for recognising the same run again."""
+        fields = {
+            "name": self.name,
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "variant": self.variant,
+            "revision": self.revision,
+        }
+        return {key: value for key, value in fields.items() if value is not None}
+
+
+def find_model(model: str, variant: str | None = None, revision: str | None = None) -> ModelRef:
+    """The model called `model`: an embedded name, a diffusers folder, a .safetensors file or a hub id."""
+    ref = _find(model, variant, revision)
+    if revision is not None and ref.kind != "hub":
+        raise ConfigError(f"--revision belongs to models on the hub; {ref.name} is here (--model {ref.kind})")
+    if variant is not None and ref.kind in ("file", "embedded"):
+        raise ConfigError("--variant belongs to folders and hub models, whose weights may come in several precisions")
+    return ref
+
+
+def _find(model: str, variant: str | None, revision: str | None) -> ModelRef:
+    if model in EMBEDDED:
+        folder = embedded(model)
+        return ModelRef("embedded", model, str(folder), _fingerprint(_files(folder)))
+    path = Path(model)
+    try:
+        if path.is_dir():
+            _check_folder(path)
+            name = path.resolve().name or "model"
+            return ModelRef("folder", name, model, _fingerprint(_files(path)), variant)
+        if path.is_file():
+            _check_file(path)
+            return ModelRef("file", path.stem, model, _fingerprint([path]))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"--model {model!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if _HUB_ID.fullmatch(model) and path.suffix not in (*PICKLES, ".safetensors"):
+        return ModelRef("hub", model, model, None, variant, revision)
+    close = get_close_matches(model, EMBEDDED, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(
+        f"--model {model!r} does not exist: expected an embedded model ({', '.join(EMBEDDED)}), a diffusers folder, "
+        f"a .safetensors file or a hub id like owner/name{hint}"
+    )
+
+
+def _check_folder(path: Path) -> None:
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise ConfigError(f"--model {str(path)!r} is a folder without model_index.json: expected a diffusers pipeline")
+    if index.stat().st_size > _MAX_CONFIG:
+        raise ConfigError(f"--model {str(path)!r}: its model_index.json is too large to be one")
+    try:
+        value = json.loads(index.read_bytes())
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not isinstance(value.get("_class_name"), str):
+        raise ConfigError(f"--model {str(path)!r}: its model_index.json is not that of a diffusers pipeline")
+
+
+def _check_file(path: Path) -> None:
+    suffix = path.suffix.lower()
+    if suffix in PICKLES:
+        raise ConfigError(
+            f"--model {path.name!r} is a pickled checkpoint, which can run code when opened: convert it to "
+            ".safetensors where you trust it"
+        )
+    if suffix != ".safetensors":
+        raise ConfigError(f"--model {path.name!r} is no model: expected a diffusers folder or a .safetensors file")
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        opened = stream.read(1)
+    if not (2 <= length <= min(size - 8, 100 << 20) and opened == b"{"):
+        raise ConfigError(f"--model {path.name!r} is damaged: its {size:,} bytes are no .safetensors file")
+
+
+def check_size(ref: ModelRef, height: int | None, width: int | None) -> None:
+    """Sizes that a local folder's autoencoder cannot make; the loaded model has the last word."""
+    if ref.kind not in ("embedded", "folder"):
+        return
+    try:
+        config = json.loads((Path(ref.location) / "vae" / "config.json").read_bytes())
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    for option, value in (("--height", height), ("--width", width)):
+        if value is not None and value % factor:
+            below = max(value // factor, 1) * factor
+            raise ConfigError(f"{option} must be a multiple of {factor} for {ref.name}, got {value}; try {below}")
+
+
+def _files(folder: Path) -> list[Path]:
+    wanted = (".json", ".txt", ".safetensors")
+    found = [p for pattern in ("*", "*/*") for p in folder.glob(pattern) if p.suffix in wanted and p.is_file()]
+    return sorted(found)[:1000]
+
+
+def _fingerprint(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.parent.name if len(files) > 1 else ''}/{path.name}:{size}\n".encode())
+        with path.open("rb") as stream:
+            if size <= _SMALL:
+                digest.update(stream.read())
+                continue
+            for k in range(_BLOCKS):
+                stream.seek(k * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(stream.read(_BLOCK))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""The options of the commands: names, help and sections. What a value may be is checked in `checks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ..models import EMBEDDED
+from ..names import GRID_NAMES, SOLVER_NAMES
+from .checks import DTYPES, FORMATS
+
+_WHAT, _HOW, _MODEL, _OUT, _TALK = "What to make", "How to sample", "Model", "Output", "What is printed"
+
+
+def _argument(section: str, metavar: str, help: str) -> Any:
+    return typer.Argument(metavar=metavar, help=help, show_default=False, rich_help_panel=section)
+
+
+def _option(
+    section: str,
+    *names: str,
+    help: str,
+    metavar: str | None = None,
+    among: Sequence[str] = (),
+    shown: bool = True,
+) -> Any:
+    """among: what shell completion offers.       shown: how the help page shows the default."""
+    completion: Callable[[str], list[str]] | None = None
+    if among:
+
+        def completion(incomplete: str) -> list[str]:
+            return [name for name in among if name.startswith(incomplete)]
+
+    return typer.Option(
+        *names, help=help, metavar=metavar, autocompletion=completion, show_default=shown, rich_help_panel=section
+    )
+
+
+_prompts = _argument(_WHAT, "PROMPT", "One or several prompts, quoted.")
+_prompt_file = _option(
+    _WHAT, "--prompt-file", metavar="FILE", help="Prompts from a text file, one a line; - reads standard input."
+)
+_negative = _option(_WHAT, "--negative-prompt", "-n", metavar="TEXT", help="What the pictures should not show.")
+_num_images = _option(_WHAT, "--num-images", metavar="N", help="Pictures per prompt.")
+_seed = _option(_WHAT, "--seed", metavar="N", help="Seed of the first picture; picture k of the run has seed N + k.")
+_height = _option(_WHAT, "--height", "-H", metavar="PIXELS", help="Default: what the model was trained at.")
+_width = _option(_WHAT, "--width", "-W", metavar="PIXELS", help="Default: what the model was trained at.")
+_solver = _option(_HOW, "--solver", metavar="NAME", among=SOLVER_NAMES, help=f"Update rule: {', '.join(SOLVER_NAMES)}.")
+_schedule = _option(
+    _HOW, "--schedule", metavar="NAME", among=GRID_NAMES, help=f"Noise levels: {', '.join(GRID_NAMES)}."
+)
+_steps = _option(_HOW, "--steps", metavar="N", help="Steps from noise to picture.")
+_scale = _option(
+    _HOW,
+    "--guidance-scale",
+    "-g",
+    metavar="W",
+    help="How closely to follow the prompt; 1 is no guidance, at half the cost. Default: the model's own.",
+)
+_batch_size = _option(
+    _HOW,
+    "--batch-size",
+    metavar="N",
+    help="Pictures computed together. With 1, each can be made again alone to the last bit.",
+)
+_model = _option(
+    _MODEL,
+    "--model",
+    "-m",
+    metavar="MODEL",
+    among=tuple(EMBEDDED),
+    help=f"Embedded model ({', '.join(EMBEDDED)}), diffusers folder, .safetensors file or hub id (owner/name).",
+)
+_variant = _option(_MODEL, "--variant", metavar="NAME", help="Weights of this variant, such as fp16.")
+_revision = _option(_MODEL, "--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
+_dtype = _option(
+    _MODEL, "--dtype", metavar="NAME", among=DTYPES, help=f"Precision of the network: {', '.join(DTYPES)}."
+)
+_device = _option(
+    _MODEL, "--device", metavar="NAME", help="cpu, cuda, cuda:N, mps, or auto: CUDA if there is one, else the CPU."
+)
+_output = _option(
+    _OUT, "--output", "-o", metavar="PATH", shown=False, help="Folder, or a file that ends in .png. Default: outputs."
+)
+_grid = _option(_OUT, "--grid", help="Also write one picture of all pictures.")
+_no_metadata = _option(_OUT, "--no-metadata", help="Write PNGs without prompt and settings in them.")
+_dry_run = _option(_OUT, "--dry-run", help="Check what can be checked without weights, say what would be done, stop.")
+_format = _option(_TALK, "--format", metavar="NAME", among=FORMATS, help=f"Of standard output: {' or '.join(FORMATS)}.")
+_quiet = _option(_TALK, "--quiet", "-q", help="Only errors and warnings on standard error.")
+_verbose = _option(_TALK, "--verbose", "-v", help="Also what other libraries say.")
+_debug = _option(_TALK, "--debug", help="Show the traceback of an error.")
+_pictures = _argument("What to read", "PNG", "Pictures made by fewstep.")
+
+Prompts = Annotated[list[str] | None, _prompts]
+PromptFile = Annotated[str | None, _prompt_file]
+Negative = Annotated[str | None, _negative]
+NumImages = Annotated[int, _num_images]
+Seed = Annotated[int, _seed]
+Height = Annotated[int | None, _height]
+Width = Annotated[int | None, _width]
+Solver = Annotated[str, _solver]
+Schedule = Annotated[str, _schedule]
+Steps = Annotated[int, _steps]
+Scale = Annotated[float | None, _scale]
+BatchSize = Annotated[int, _batch_size]
+Model = Annotated[str, _model]
+Variant = Annotated[str | None, _variant]
+Revision = Annotated[str | None, _revision]
+Dtype = Annotated[str, _dtype]
+Device = Annotated[str, _device]
+Output = Annotated[str | None, _output]
+Grid = Annotated[bool, _grid]
+NoMetadata = Annotated[bool, _no_metadata]
+DryRun = Annotated[bool, _dry_run]
+Format = Annotated[str, _format]
+Quiet = Annotated[bool, _quiet]
+Verbose = Annotated[bool, _verbose]
+Debug = Annotated[bool, _debug]
+Pictures = Annotated[list[str], _pictures]

@@ -1,0 +1,200 @@
+"""Where the pictures of a run go, which of them are there already, and the log beside them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from . import png, record
+from .settings import Item, Settings
+
+DEFAULT = "outputs"
+LOG = "run.jsonl"
+_MAX_LOG = 1 << 30
+_MAX_LINE = 8 << 20
+_OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A folder, or one named file in it.
+
+    In a folder the name of a picture is RUN-INDEX-seedSEED.png, where RUN names the settings: the pictures of other
+    commands lie beside them, and the same command finds its own.
+    """
+
+    folder: Path
+    file: Path | None
+    run: str
+
+    def path(self, item: Item) -> Path:
+        return self.file or self.folder / f"{self.run}-{item.index:04d}-seed{item.seed}.png"
+
+    @property
+    def grid(self) -> Path:
+        return self.folder / f"{self.run}-grid.png"
+
+    @property
+    def log(self) -> Path | None:
+        """A single named file has none: the picture says everything."""
+        return None if self.file else self.folder / LOG
+
+
+def find_target(output: str | None, settings: Settings, grid: bool) -> Target:
+    """Where ``--output`` points. ConfigError for what cannot be written; nothing is created."""
+    output = DEFAULT if output is None else output
+    if output in ("", "-") or "\0" in output:
+        raise ConfigError(f"--output {output!r} cannot be used: expected a folder, or a file that ends in .png")
+    path = Path(output)
+    suffix = path.suffix.lower()
+    if path.is_dir() or (suffix != ".png" and not path.exists()):
+        if suffix in _OTHER_PICTURES and not path.is_dir():
+            raise ConfigError(f"--output {output!r}: pictures are PNG; expected a folder, or a file that ends in .png")
+        target = Target(path, None, settings.run)
+    elif suffix == ".png":
+        if settings.total > 1 or grid:
+            what = "--grid" if grid else f"{settings.total:,} pictures"
+            raise ConfigError(f"--output {output!r} names one file, and {what} needs a folder")
+        target = Target(path.parent, path, settings.run)
+    else:
+        raise ConfigError(f"--output {output!r} is a file: expected a folder, or a file that ends in .png")
+    _check_writable(target.folder, output)
+    return target
+
+
+def _check_writable(folder: Path, output: str) -> None:
+    """The nearest folder that exists must be one, and writable."""
+    try:
+        nearest = folder
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise ConfigError(f"--output {output!r} cannot be written: {str(nearest)!r} is a file, not a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise ConfigError(f"--output {output!r} cannot be written: no permission in {str(nearest)!r}")
+    except OSError as error:
+        raise ConfigError(f"--output {output!r} cannot be written: {error.strerror or error}") from None
+
+
+def probe(folder: Path, output: str) -> None:
+    """Write and remove a file, and every folder made for it: what permissions say is not always true."""
+    made: list[Path] = []
+    try:
+        for parent in [*reversed(folder.parents), folder]:
+            if not parent.exists():
+                parent.mkdir()
+                made.append(parent)
+        test = folder / ".probe"
+        png.write_atomic(test, b"")
+        test.unlink()
+    except OSError as error:
+        raise ConfigError(f"--output {output!r} cannot be written: {error.strerror or error}") from None
+    finally:
+        for parent in reversed(made):
+            parent.rmdir()
+
+
+def finished(target: Target, settings: Settings) -> dict[int, dict[str, Any]]:
+    """Index -> log line of the pictures that are there. ConfigError if another file is in the way."""
+    lines = {line["file"]: line for line in read_log(target.log)} if target.log else {}
+    found = {}
+    for item in settings.items:
+        path = target.path(item)
+        if path.exists() or path.is_symlink():
+            line = _recognise(path, settings, item, lines.get(path.name))
+            if line is not None:
+                found[item.index] = line
+            elif target.file is None:
+                raise in_the_way(path, "this command")
+    return found
+
+
+def _recognise(path: Path, settings: Settings, item: Item, line: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The log line of a picture of this run; None for another picture of ours, or a file that is not ours.
+
+    A named file that is not ours is never replaced: ConfigError.
+    """
+    if not settings.metadata:
+        if line and line.get("run") == settings.run and line.get("sha256") == _digest(path):
+            return line
+        fields = None
+    else:
+        fields = _record_of(path)
+        if fields is not None and settings.expected(item).items() <= fields.items():
+            return log_line(path, fields)
+    if fields is None and _record_of(path) is None:
+        raise in_the_way(path, "fewstep")
+    return None
+
+
+def _record_of(path: Path) -> dict[str, Any] | None:
+    try:
+        text = png.read_text(path).texts.get(record.KEY)
+        return None if text is None else record.parse(text, path.name)
+    except ConfigError:
+        return None
+
+
+def in_the_way(path: Path, maker: str) -> ConfigError:
+    return ConfigError(f"{path} is in the way: it was not made by {maker}; move it, or choose another --output")
+
+
+def check_grid(target: Target) -> None:
+    """ConfigError if the name of the grid is taken by a file that is no grid of ours."""
+    if target.grid.exists() and "fewstep-grid" not in png.read_text(target.grid).texts:
+        raise in_the_way(target.grid, "this command")
+
+
+def log_line(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"file": path.name, "sha256": _digest(path), **fields}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run.jsonl; a line that a crash cut off, or that is not ours, is passed over."""
+    if not path.is_file() or path.stat().st_size > _MAX_LOG:
+        return []
+    lines = []
+    for raw in path.read_bytes().splitlines():
+        try:
+            line = json.loads(raw)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("file"), str):
+            lines.append(line)
+    return lines
+
+
+def append_log(path: Path, line: dict[str, Any]) -> None:
+    """One line in one write, so that runs in the same folder do not mix. A line that a crash cut off is removed first,
+    and one that does not fit on the disk is taken back."""
+    data = json.dumps(line, sort_keys=True).encode() + b"\n"
+    with path.open("ab+", buffering=0) as stream:
+        end = _cut_torn_line(stream)
+        try:
+            if stream.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(stream.fileno())
+        except BaseException:
+            stream.truncate(end)
+            raise
+
+
+def _cut_torn_line(stream: Any) -> int:
+    """The size of the file, after removing what follows the last line end."""
+    end = stream.seek(0, os.SEEK_END)
+    start = max(0, end - _MAX_LINE)
+    stream.seek(start)
+    tail = stream.read(end - start)
+    if tail.endswith(b"\n") or not tail:
+        return end
+    return stream.truncate(start + tail.rfind(b"\n") + 1)

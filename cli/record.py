@@ -1,0 +1,188 @@
+"""The metadata of a picture: enough to make it again, with no path and no secret in it.
+
+A PNG gets two text chunks: ``fewstep`` (JSON, the record) and ``parameters`` (the one line format of A1111, which
+other programs read). The record has no time in it: the same picture is the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ..errors import ConfigError
+from .settings import Item, Settings
+
+KEY = "fewstep"
+FORMAT = 1
+
+# How A1111 calls them.
+_SAMPLERS = {
+    "2m": "DPM++ 2M",
+    "3m": "DPM++ 3M",
+    "2s": "DPM++ 2S",
+    "unipc-2": "UniPC 2",
+    "unipc-3": "UniPC 3",
+    "heun": "Heun",
+    "euler": "Euler",
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "sde-2m": "DPM++ 2M SDE",
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What is known once the model is loaded and a batch was sampled."""
+
+    height: int
+    width: int
+    guidance_scale: float
+    device: str
+    evaluations: int
+    nfe: int
+
+
+def record(settings: Settings, item: Item, batch: Sequence[Item], resolved: Resolved) -> dict[str, Any]:
+    """The record of one picture. nfe: network rows that this picture took.
+
+    batch: the pictures computed together. The noise of a picture depends on its own seed alone; the last bits of a
+    network's output can depend on how many rows it is given, so a batch of more than one is described whole.
+    """
+    together: dict[str, Any] = {"size": len(batch), "row": item.index - batch[0].index}
+    if len(batch) > 1:
+        together |= {"seed": batch[0].seed, "prompts": [other.prompt for other in batch]}
+    return {
+        "format": FORMAT,
+        **settings.expected(item),
+        "height": resolved.height,
+        "width": resolved.width,
+        "guidance_scale": resolved.guidance_scale,
+        "device": resolved.device,
+        "batch": together,
+        "evaluations": resolved.evaluations,
+        "nfe": resolved.nfe,
+        "versions": versions(),
+    }
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("fewstep", "torch", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def texts(fields: dict[str, Any]) -> dict[str, str]:
+    """The text chunks of a PNG."""
+    return {"parameters": parameters(fields), KEY: json.dumps(fields, sort_keys=True)}
+
+
+def parameters(fields: dict[str, Any]) -> str:
+    """The record in A1111's format."""
+    lines = [fields["prompt"]]
+    if fields["negative_prompt"]:
+        lines.append(f"Negative prompt: {fields['negative_prompt']}")
+    pairs = {
+        "Steps": fields["steps"],
+        "Sampler": _SAMPLERS.get(fields["solver"], fields["solver"]),
+        "Schedule type": fields["schedule"].capitalize(),
+        "CFG scale": f"{fields['guidance_scale']:g}",
+        "Seed": fields["seed"],
+        "Size": f"{fields['width']}x{fields['height']}",
+        "Model": fields["model"]["name"],
+        "Version": f"fewstep {fields['versions'].get('fewstep', '')}".strip(),
+    }
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "run": str,
+    "index": int,
+    "model": dict,
+    "prompt": str,
+    "negative_prompt": (str, type(None)),
+    "solver": str,
+    "schedule": str,
+    "steps": int,
+    "seed": int,
+    "dtype": str,
+    "guidance_scale": (int, float),
+    "height": int,
+    "width": int,
+    "device": str,
+    "batch": dict,
+    "evaluations": int,
+    "nfe": int,
+    "versions": dict,
+}
+
+
+def parse(text: str, name: str) -> dict[str, Any]:
+    """A record from a file that anybody may have written. ConfigError, in one line, unless it is well formed."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{name} has a fewstep chunk that is no JSON") from None
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        found = fields.get("format") if isinstance(fields, dict) else None
+        raise ConfigError(f"{name} has metadata of format {str(found)[:20]!r}; this fewstep reads format {FORMAT}")
+    wrong = [key for key, kind in _TYPES.items() if not _is(fields.get(key), kind)]
+    if not wrong:
+        model, batch = fields["model"], fields["batch"]
+        texts = [*model.values(), model.get("name"), model.get("kind"), *fields["versions"].values()]
+        wrong += [] if all(isinstance(value, str) for value in texts) else ["model or versions"]
+        wrong += [] if _is_batch(batch) else ["batch"]
+    if wrong:
+        raise ConfigError(f"{name} has fewstep metadata in which {', '.join(wrong[:5])} cannot be read")
+    return fields
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_batch(batch: dict[str, Any]) -> bool:
+    size, row = batch.get("size"), batch.get("row")
+    if not (isinstance(size, int) and isinstance(row, int) and 0 <= row < size):
+        return False
+    prompts = batch.get("prompts")
+    several = isinstance(prompts, list) and len(prompts) == size and all(isinstance(p, str) for p in prompts)
+    return size == 1 or (several and isinstance(batch.get("seed"), int))
+
+
+def command(fields: dict[str, Any]) -> str:
+    """The command line that makes the picture again, with the other pictures of its batch if it had any."""
+    batch, model = fields["batch"], fields["model"]
+    seed, size = (fields["seed"], 1) if batch["size"] == 1 else (batch["seed"], batch["size"])
+    arguments = ["--model", model["name"], *_pair("--variant", model.get("variant"))]
+    arguments += _pair("--revision", model.get("revision")) + _pair("--negative-prompt", fields["negative_prompt"])
+    arguments += ["--solver", fields["solver"], "--schedule", fields["schedule"], "--steps", str(fields["steps"])]
+    arguments += ["--guidance-scale", repr(fields["guidance_scale"]), "--seed", str(seed)]
+    arguments += ["--height", str(fields["height"]), "--width", str(fields["width"])]
+    arguments += ["--dtype", fields["dtype"], "--device", fields["device"], "--batch-size", str(size)]
+    prompts = batch["prompts"] if size > 1 else [fields["prompt"]]
+    if any(prompt.startswith("-") for prompt in prompts):
+        arguments.append("--")
+    words = ["fewstep", "sample", *arguments, *prompts]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def _pair(option: str, value: str | None) -> list[str]:
+    return [] if value is None else [option, value]

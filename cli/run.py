@@ -1,0 +1,231 @@
+"""The run itself: load the model, sample batch by batch, write each picture as soon as it exists."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FewstepError, NumericsError
+from . import output, png, record
+from .console import Console, emit
+from .settings import Item, Settings
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from ..guidance.sampling import Sampled
+    from ..samplers.backbones import Backbone
+
+
+@dataclass
+class Outcome:
+    """lines: index -> log line of every picture that is there.       kept: those that were there before.
+    failed: index -> why.       seconds: loading and sampling."""
+
+    lines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    kept: frozenset[int] = frozenset()
+    failed: dict[int, str] = field(default_factory=dict)
+    loading: float = 0.0
+    sampling: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        if not self.failed:
+            return 0
+        return 3 if self.lines else 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model and what it makes of the settings."""
+
+    backbone: Backbone
+    height: int
+    width: int
+    scale: float
+    evaluations: int
+
+
+def run(settings: Settings, target: output.Target, console: Console, *, paths: bool) -> Outcome:
+    """Make what is missing. paths: print each path as soon as its picture is there."""
+    outcome = Outcome(output.finished(target, settings))
+    outcome.kept = frozenset(outcome.lines)
+    if outcome.kept:
+        console.note(f"{len(outcome.kept)} of {settings.total} pictures are there already and are kept")
+    todo = [batch for batch in settings.batches if any(item.index not in outcome.lines for item in batch)]
+    model = None
+    if todo:
+        output.probe(target.folder, str(target.file or target.folder))
+        with console.hushed():
+            start = time.perf_counter()
+            model = load(settings, console)
+            outcome.loading = time.perf_counter() - start
+        target.folder.mkdir(parents=True, exist_ok=True)
+        png.remove_stale(target.folder, target.file.name if target.file else target.run)
+    _complete_log(target, outcome)
+    try:
+        _batches(settings, target, console, outcome, model, todo, paths)
+    except KeyboardInterrupt:
+        console.note(f"interrupted with {len(outcome.lines)} of {settings.total} pictures; the same command goes on")
+        raise
+    return outcome
+
+
+def load(settings: Settings, console: Console) -> Model:
+    """The model, after every check that needs no weights."""
+    ref = settings.model
+    hub = " (from the hub where it is not in the cache; --verbose shows the download)" if ref.kind == "hub" else ""
+    console.note(f"loading {ref.name} ...{hub}")
+    from ..guidance.sampling import levels_of
+    from ..samplers import SOLVERS, trace
+    from ..samplers.backbones import check_device, check_model, load_backbone, read_schedule
+
+    device = resolve_device(settings.device)
+    check_device(device)
+    check_model(ref.location)
+    schedule, _ = read_schedule(ref.location, revision=ref.revision)
+    table = trace(SOLVERS[settings.solver](), levels_of(settings.schedule, settings.steps, schedule), schedule)
+    console.hush_loaded()
+    backbone = load_backbone(
+        ref.location, dtype=settings.dtype, device=device, variant=ref.variant, revision=ref.revision
+    )
+    height, width = backbone.default_size
+    height, width = settings.height or height, settings.width or width
+    backbone.check_size(height, width)
+    scale = settings.guidance_scale
+    if scale is None:
+        scale = ref.default_scale if ref.default_scale is not None else backbone.default_guidance_scale
+    _warn_of_long_prompts(settings, backbone, console)
+    return Model(backbone, height, width, float(scale), table.evaluations)
+
+
+def resolve_device(device: str) -> str:
+    """The device that "auto" means: the first CUDA device where there is one."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _warn_of_long_prompts(settings: Settings, backbone: Any, console: Console) -> None:
+    """Text encoders cut a prompt that is too long, silently."""
+    tokenizer = getattr(getattr(backbone, "pipe", None), "tokenizer", None)
+    limit = getattr(tokenizer, "model_max_length", None)
+    if tokenizer is None or not isinstance(limit, int) or limit > 100_000:
+        return
+    for prompt in dict.fromkeys([*settings.prompts, settings.negative_prompt or ""]):
+        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+        if tokens > limit:
+            short = prompt if len(prompt) <= 50 else prompt[:47] + "..."
+            console.warn(f"{short!r} has {tokens} tokens and this model reads {limit}: the rest is ignored")
+
+
+def _batches(
+    settings: Settings,
+    target: output.Target,
+    console: Console,
+    outcome: Outcome,
+    model: Model | None,
+    todo: list[tuple[Item, ...]],
+    paths: bool,
+) -> None:
+    start = time.perf_counter()
+    with console.progress(len(todo) * model.evaluations if model else 0) as bar:
+        for batch in settings.batches:
+            if model is not None and any(item.index not in outcome.lines for item in batch):
+                _describe(bar, batch, settings.total)
+                with console.hushed():
+                    _make(settings, target, outcome, model, batch, bar)
+            for item in batch:
+                if item.index in outcome.failed:
+                    bar.clear()
+                    console.warn(f"picture {item.index} (seed {item.seed}) failed: {outcome.failed[item.index]}")
+                elif paths:
+                    bar.clear()
+                    emit(str(target.path(item)))
+    outcome.sampling = time.perf_counter() - start
+
+
+def _describe(bar: tqdm, batch: Sequence[Item], total: int) -> None:
+    first, last = batch[0].index + 1, batch[-1].index + 1
+    bar.set_description_str(f"picture {first}{f' to {last}' if last > first else ''} of {total}")
+
+
+def _make(
+    settings: Settings, target: output.Target, outcome: Outcome, model: Model, batch: Sequence[Item], bar: tqdm
+) -> None:
+    """Sample a batch whole and write those of its pictures that are missing."""
+    missing = [item for item in batch if item.index not in outcome.lines]
+    try:
+        sampled = _sample(settings, model, batch, bar)
+    except NumericsError as error:
+        outcome.failed |= {item.index: str(error) for item in missing}
+        return
+    resolved = record.Resolved(
+        height=model.height,
+        width=model.width,
+        guidance_scale=model.scale,
+        device=model.backbone.device.type,
+        evaluations=sampled.report.evaluations,
+        nfe=sum(sampled.report.nfe_per_branch.values()),
+    )
+    for item in missing:
+        pixels = sampled.images[item.index - batch[0].index]
+        if not pixels.isfinite().all():
+            outcome.failed[item.index] = f"its pixels are no numbers; try another --dtype than {settings.dtype}"
+            continue
+        fields = record.record(settings, item, batch, resolved)
+        path = target.path(item)
+        png.write_atomic(path, png.encode(png.picture(pixels), record.texts(fields) if settings.metadata else {}))
+        outcome.lines[item.index] = output.log_line(path, fields)
+        if target.log:
+            output.append_log(target.log, outcome.lines[item.index])
+
+
+def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) -> Sampled:
+    from ..guidance.sampling import sample
+    from ..samplers import SOLVERS
+
+    negative = settings.negative_prompt
+    try:
+        return sample(
+            model.backbone,
+            [item.prompt for item in batch],
+            negative_prompts=None if negative is None else [negative] * len(batch),
+            solver=SOLVERS[settings.solver](),
+            steps=settings.steps,
+            grid=settings.schedule,
+            guidance_scale=model.scale,
+            seeds=[item.seed for item in batch],
+            height=model.height,
+            width=model.width,
+            on_tick=lambda *_: bar.update(1) and None,
+        )
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            hint = "a smaller --batch-size" if len(batch) > 1 else "a smaller --height and --width, or --dtype float16"
+            what = f"{len(batch)} picture(s) of {model.width}x{model.height}"
+            raise FewstepError(f"there is not enough memory for {what}: try {hint}") from error
+        raise
+
+
+def _complete_log(target: output.Target, outcome: Outcome) -> None:
+    """A crash between a picture and its line leaves the line to the next run."""
+    if target.log is None or not outcome.lines:
+        return
+    logged = {(line["file"], line.get("sha256")) for line in output.read_log(target.log)}
+    for line in outcome.lines.values():
+        if (line["file"], line["sha256"]) not in logged:
+            output.append_log(target.log, line)
+
+
+def explain_os_error(error: OSError) -> str:
+    """A failed write, in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: free some space, and the same command goes on where it stopped"
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}"
