@@ -60,6 +60,10 @@ def _eps_x0(level: Level) -> Pair:
     return 1.0 / alpha, -level.sigma / alpha
 
 
+def _is_out(level: Level) -> Pair:
+    return 0.0, 1.0
+
+
 def _x0_eps(level: Level) -> Pair:
     sigma = _divisor(level.sigma, "eps from an x0 prediction", level)
     return 1.0 / sigma, -level.alpha / sigma
@@ -85,10 +89,10 @@ def _flow_eps(level: Level) -> Pair:
     return 1.0 / total, level.alpha / total
 
 
-EPS = Parametrisation("eps", _eps_x0, lambda level: (0.0, 1.0))
+EPS = Parametrisation("eps", _eps_x0, _is_out)
 """out = eps (Ho et al. 2020, arXiv:2006.11239)."""
 
-X0 = Parametrisation("x0", lambda level: (0.0, 1.0), _x0_eps)
+X0 = Parametrisation("x0", _is_out, _x0_eps)
 """out = x0."""
 
 V = Parametrisation("v", _v_x0, _v_eps)

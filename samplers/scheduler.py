@@ -1,0 +1,281 @@
+"""A solver as `pipe.scheduler` of an unmodified diffusers pipeline.
+
+    pipe.scheduler = FewstepScheduler.from_config(pipe.scheduler.config, solver=UniPC(3), grid="lambda")
+
+The pipeline keeps its loop and calls `step` once per network evaluation, so a step of a solver with inner stages is
+several ticks here: `order` is 1, and `num_inference_steps` and `timesteps` count ticks. A run is a `Table`, its state
+one `State` that every `step` replaces; the arithmetic is `advance`, exactly as in `solve`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+from torch import Tensor
+
+from ..errors import ConfigError, IncompatibleError
+from ..kernels import ops
+from .engine import Outputs, State, advance, edit, start
+from .from_config import is_flow, parametrisation_from_config, schedule_from_config, shift_from_config, shift_levels
+from .from_config import with_defaults as config_with_defaults
+from .grids import Levels, check_steps, from_times
+from .levels import Level
+from .noise import GeneratorTape
+from .scheduler_ticks import tick_of
+from .solver import Solver
+from .solver_config import grid_of, solver_config, solver_of
+from .table import Table, trace
+
+_REMEMBERED_RUNS = 8  # earlier timesteps tensors kept, to recognise a pipeline that shares this scheduler
+
+
+class FewstepScheduler(SchedulerMixin, ConfigMixin):
+    """Any fewstep solver on any fewstep grid, for diffusers pipelines.
+
+    solver: a Solver, a name of `samplers.SOLVERS` ("2m"), or {"name": "UniPC", "order": 3}, which the config keeps.
+    grid: a name of `samplers.GRIDS`, or {"name": "karras", "rho": 5.0}.
+    The other fields are the model's noise schedule, named as in diffusers; `from_config` takes them from the scheduler
+    that the pipeline came with.       shift: constant time shift of a flow model.
+    Errors: ConfigError for anything that cannot be honoured exactly.
+    """
+
+    order = 1
+    _compatibles: ClassVar[list[str]] = [  # whose fields `from_config` leaves aside without a warning
+        *(e.name for e in KarrasDiffusionSchedulers),
+        "FlowMatchEulerDiscreteScheduler",
+        "LCMScheduler",
+        "TCDScheduler",
+    ]
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        prediction_type: str = "epsilon",
+        use_flow_sigmas: bool = False,
+        shift: float = 1.0,
+        thresholding: bool = False,
+        solver: Solver | str | Mapping[str, Any] = "2m",
+        grid: str | Mapping[str, Any] = "lambda",
+    ) -> None:
+        if thresholding:
+            raise ConfigError("thresholding=True is not supported yet; thresholding=False leaves it out")
+        self.solver = solver_of(solver)
+        self._grid = grid_of(grid)
+        self.register_to_config(
+            solver=solver_config(self.solver),
+            grid=grid if isinstance(grid, str) else dict(grid),
+            trained_betas=None if trained_betas is None else [float(beta) for beta in trained_betas],
+        )
+        self.schedule = schedule_from_config(self.config)
+        self.parametrisation = parametrisation_from_config(self.config)
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
+        self.num_inference_steps: int | None = None
+        self._table: Table | None = None
+        self._state: State | None = None
+        self._begin: int | None = None
+        self._returned: tuple[Tensor, int] | None = None  # what `step` returned last, and its version then
+        self._issued: deque[Tensor] = deque(maxlen=_REMEMBERED_RUNS)  # timesteps of the runs so far, newest last
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """The scheduler for the model that `config` (of any diffusers scheduler, or ours) belongs to.
+
+        kwargs: fields of __init__ that override the config's; `solver` and `grid` above all.
+        """
+        if isinstance(config, Mapping):
+            # The values that the original scheduler took by default are the model's all the same.
+            config = {k: v for k, v in config_with_defaults(config).items() if k != "_use_default_values"}
+            merged = {**config, **kwargs}
+            if is_flow(merged):
+                config.setdefault("prediction_type", "flow_prediction")
+                config |= {"use_flow_sigmas": True, "shift": shift_from_config(merged)}
+            schedule_from_config(merged)  # refuse by the names of the original's fields
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    @property
+    def table(self) -> Table:
+        """The run that `set_timesteps` laid out."""
+        if self._table is None:
+            raise ConfigError("there is no run yet: call set_timesteps(num_inference_steps) first (pipelines do)")
+        return self._table
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What a pipeline multiplies N(0, I) latents by: 1 unless noise is added to an unscaled image (alpha = 1)."""
+        top = self.schedule.noisiest
+        return float(top.sigma) if float(top.alpha) == 1.0 else 1.0
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise levels as diffusers counts them, ticks + 1 on the CPU: sigma of a flow model, else sigma / alpha."""
+        levels = (*self.table.plan.nodes, self.table.plan.targets[-1])
+        flow = is_flow(self.config)
+        values = [(float(v.sigma), 1.0 if flow else float(v.alpha)) for v in levels]
+        return torch.tensor([s / a if a else float("inf") for s, a in values], dtype=torch.float32)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        """Lay out a run. Give one of
+
+        num_inference_steps: at most this many ticks on the scheduler's grid. (A solver with two ticks a step and one in
+            the last, such as DPMpp2S, has an odd number of them: 20 gives 10 steps, 19 ticks.)
+        timesteps: the model times of the steps' beginnings, noisiest first, real-valued; the run ends at sigma = 0.
+        sigmas: flow models only, t in (0, 1], before the config's shift.
+        mu is ignored for flow models without dynamic shifting, as diffusers does, and refused for others.
+        Sets `timesteps` (ticks,) float32 on `device`, `num_inference_steps` to its length, and forgets any earlier run.
+        """
+        levels = self._levels(num_inference_steps, sigmas, mu, timesteps)
+        table = trace(self.solver, levels, self.schedule)
+        for i, row in enumerate(table.rows):  # a level that the parametrisation does not know fails here, not at tick i
+            table.fold(i, len(row.inputs) - 4, self.parametrisation, (1.0,))
+        self._table = table
+        self.timesteps = torch.tensor([float(v.time) for v in table.plan.nodes], dtype=torch.float32, device=device)
+        self.num_inference_steps = len(table)
+        self._issued.append(self.timesteps)
+        self._begin = self._state = self._returned = None
+
+    def _levels(
+        self, n: int | None, sigmas: Sequence[float] | None, mu: float | None, times: Sequence[float] | Tensor | None
+    ) -> Levels:
+        if sum(value is not None for value in (n, sigmas, times)) != 1:
+            raise ConfigError("set_timesteps needs exactly one of num_inference_steps, timesteps and sigmas")
+        flow = is_flow(self.config)
+        if not flow and (sigmas is not None or mu is not None):
+            raise ConfigError("sigmas and mu belong to flow-matching models; here pass timesteps=[999.0, ...] instead")
+        if times is not None:
+            return from_times(self.schedule, [float(t) for t in times])
+        shift = shift_from_config(self.config) if flow else 1.0
+        if sigmas is not None:
+            scale = float(self.config.num_train_timesteps)
+            return shift_levels(self.schedule, from_times(self.schedule, [scale * float(s) for s in sigmas]), shift)
+
+        def levels(steps: int) -> Levels:
+            return shift_levels(self.schedule, self._grid(self.schedule, steps), shift)
+
+        def ticks(steps: int) -> int:
+            return len(self.solver.plan(levels(steps), self.schedule))
+
+        n = check_steps(n)  # type: ignore[arg-type]
+        steps = n if ticks(n) <= n else bisect_right(range(1, n + 1), n, key=ticks) or 1
+        return levels(steps)
+
+    # --- diffusers' interface ---------------------------------------------------------------------------------------
+
+    @property
+    def begin_index(self) -> int | None:
+        """The tick that the run begins at, where a pipeline has said so."""
+        return self._begin
+
+    @property
+    def step_index(self) -> int | None:
+        """The tick that the next `step` performs; None before the first."""
+        return None if self._state is None else self._state.tick
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at this tick (image to image), even in the middle of a step; forgets the state of an earlier run."""
+        if self._table is not None and not 0 <= begin_index < len(self._table):
+            raise ConfigError(f"the run has {len(self._table)} ticks, so it cannot begin at tick {begin_index}; raise "
+                              "strength or num_inference_steps")  # fmt: skip
+        self._begin = begin_index
+        self._state = self._returned = None
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The network is fed the state itself."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """One tick: from the sample (B, ...) at `timestep` and the network's output there to the sample at the next.
+
+        The state is kept in float32; the result has the sample's dtype. If the sample is not what the last `step`
+        returned (inpainting, a callback), the change is integrated, see `engine.edit`.
+        Errors: ConfigError for a call that does not belong to this run, IncompatibleError for shapes that differ.
+        """
+        table = self.table
+        if model_output.shape != sample.shape:
+            raise IncompatibleError(f"the network's output has the shape {tuple(model_output.shape)}, the sample "
+                                    f"{tuple(sample.shape)}; drop the channels of a learned variance")  # fmt: skip
+        tick = tick_of(timestep, table.plan, self._begin if self._state is None else self._state.tick, self._issued)
+        state = start(table, sample, tick) if self._state is None else self._state
+        if self._edited(sample):
+            state = edit(table, state, sample)
+        level = table.plan.nodes[tick]
+        noise = None
+        if table.row(tick, len(state.carry)).needs_noise:
+            noise = GeneratorTape(generator).normal(tick, level, table.plan.targets[tick], state.x)
+        prediction = Outputs(state.x, level, (model_output,), self.parametrisation)
+        self._state = advance(table, state, prediction, noise)
+        result = self._state.x.to(sample.dtype)
+        self._returned = (result, _version(result))
+        return SchedulerOutput(prev_sample=result) if return_dict else (result,)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma eps, of original_samples' shape (B, ...) and dtype.
+
+        timesteps: (B,) or (1,) model times, real-valued; they decide unless a pipeline has set the begin index. Then it
+        is the level of the next tick: the one that the run begins at, or within a run (inpainting) the current one.
+        """
+        if self._begin is None:
+            levels = [self.schedule.level(t) for t in torch.as_tensor(timesteps).double().flatten().tolist()]
+        else:
+            levels = [self._level_at(self._begin if self._state is None else self._state.tick)]
+        rows = [(float(v.alpha), float(v.sigma)) for v in levels]
+        C: Any = (rows[0],)
+        if any(row != rows[0] for row in rows):
+            C = torch.tensor(rows, dtype=torch.float64, device=original_samples.device).unsqueeze(1)
+        noise = noise.to(original_samples.device)
+        return ops.combine(C, (original_samples, noise), (original_samples.dtype,))[0]
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` under the name and argument order of flow-matching pipelines."""
+        return self.add_noise(sample, noise, timestep)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    def _level_at(self, tick: int) -> Level:
+        plan = self.table.plan
+        return plan.nodes[tick] if tick < len(plan) else plan.targets[-1]
+
+    def _edited(self, sample: Tensor) -> bool:
+        """Whether `sample` is another value than the state that the last `step` returned."""
+        if self._returned is None:
+            return False
+        returned, version = self._returned
+        if _version(returned) != version:  # written to in place
+            return True
+        if sample is returned:
+            return False
+        # A copy is no edit. Telling costs a read-back on a GPU, so ask only where an edit would cost the history.
+        return self.table.keeps_edits or sample.shape != returned.shape or not torch.equal(sample, returned)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor was written to; inference tensors do not count, they always give 0."""
+    return 0 if tensor.is_inference() else tensor._version
