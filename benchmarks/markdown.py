@@ -1,0 +1,58 @@
+"""A benchmark's report as Markdown: one line per piece of work, implementations side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The whole page, ending in a newline."""
+    machine, versions = report["machine"], report["versions"]
+    hardware = [machine["processor"], f"{machine['cores']} cores", f"torch threads {machine['torch_threads']}"]
+    hardware += [machine["gpu"]] if machine["gpu"] else []
+    hardware += [f"load per core before the run {machine['load']}"] if machine["load"] is not None else []
+    lines = [f"# {report['title']}", "", f"`{report['command']}`", ""]
+    lines += [*(f"{note}\n" for note in report["notes"])]
+    lines += [f"Machine: {', '.join(hardware)}. Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.", ""]
+    lines += ["Gates passed before anything was timed: " + "; ".join(report["gates"]) + ".", ""]
+    lines += ["Times are medians of interleaved repeats with their [20 %, 80 %] range; a ratio is the median over "
+              f"neighbouring repeats of {report['peer']}'s time divided by ours.", ""]  # fmt: skip
+    for table in dict.fromkeys(row["table"] for row in report["rows"]):
+        lines += [f"## {table}", "", *_table([row for row in report["rows"] if row["table"] == table]), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    implementations = list(dict.fromkeys(row["implementation"] for row in rows))
+    facts = list(dict.fromkeys(name for row in rows for name in row["facts"]))
+    compared = [n for n in implementations if any(r["speedup"] and r["implementation"] == n for r in rows)]
+    unit = rows[0]["unit"]
+    titles = [*rows[0]["case"], *(f"{name}, {unit}" for name in implementations)]
+    titles += [f"ratio {name}" if len(compared) > 1 else "ratio" for name in compared]
+    titles += [f"{fact}, {name}" for fact in facts for name in implementations]
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    for key in dict.fromkeys(tuple(row["case"].items()) for row in rows):
+        of = {row["implementation"]: row for row in rows if tuple(row["case"].items()) == key}
+        cells = [value for _, value in key]
+        cells += [_range(of.get(name)) for name in implementations]
+        cells += [_range(of[name]["speedup"] if name in of else None) for name in compared]
+        cells += [_number(of[n]["facts"].get(fact)) if n in of else "" for fact in facts for n in implementations]
+        lines.append(_line(cells))
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _range(stats: Row | None) -> str:
+    return f"{_number(stats['median'])} [{_number(stats['p20'])}, {_number(stats['p80'])}]" if stats else ""
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
