@@ -20,6 +20,7 @@ MAX_BATCH = 1_024
 MAX_SIDE = 8_192
 MAX_SEED = 2**63 - 1
 MAX_PROMPT = 20_000
+MAX_BATCH_TEXT = 100_000  # the metadata of a picture holds the prompts of its batch
 MAX_PROMPT_FILE = 16 << 20
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
@@ -29,7 +30,10 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
     """`value` if it is allowed; else an error that lists what is, the likeliest first."""
     if value in allowed:
         return value
-    close = get_close_matches(value.lower(), allowed, n=2, cutoff=0.5)
+    # "DPM++ 2M" and "dpmpp_2m" are 2m
+    plain = re.sub(r"[\W_]", "", value.lower().replace("++", "")).removeprefix("dpmpp").removeprefix("dpm")
+    close = [name for name in allowed if plain in (name, name.replace("-", ""))]
+    close = close or get_close_matches(value.lower(), allowed, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise ConfigError(f"{option} {value!r} does not exist: expected one of {', '.join(allowed)}{hint}")
 

@@ -45,9 +45,9 @@ def _plain(error: Any, name: str | None, context: Any) -> str:
     kind = type(error).__name__
     if kind == "NoSuchOption":
         known = [opt for param in context.command.get_params(context) for opt in param.opts] if context else []
-        close = get_close_matches(name or "", known, n=2, cutoff=0.6)
-        return f"there is no option {name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+        close = get_close_matches(name or "", known, n=1, cutoff=0.7)
+        return f"there is no option {name}" + (f"; did you mean {close[0]}?" if close else "")
     text = " ".join(error.format_message().split()).rstrip(".")
     if kind == "BadParameter" and getattr(error, "param", None) is not None:
-        text = text.replace("Invalid value for ", "", 1).replace("'", "", 2)
+        text = f"{max(error.param.opts, key=len)}: {error.message}"
     return text[:1].lower() + text[1:] if not text.startswith("-") else text

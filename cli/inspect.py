@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from . import checks, options, record
+from . import checks, options
 from .console import complain, emit, printable
-from .png import read_text
 
 EXAMPLES = """\b
 Examples:
@@ -20,6 +19,8 @@ Examples:
 
 def inspect(png: options.Pictures, format: options.Format = "human", debug: options.Debug = False) -> int:
     """Show how pictures were made."""
+    from . import record
+
     checks.one_of("--format", format, checks.FORMATS)
     failed = False
     for number, file in enumerate(png):
@@ -40,6 +41,9 @@ def inspect(png: options.Pictures, format: options.Format = "human", debug: opti
 
 def read(path: Path) -> dict[str, Any]:
     """The record in a PNG. ConfigError, in one line, if there is none that can be read."""
+    from . import record
+    from .png import read_text
+
     if path.is_dir():
         raise ConfigError(f"{str(path)!r} is a folder: expected a PNG file")
     text = read_text(path).texts.get(record.KEY)
@@ -49,6 +53,8 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _print(file: str, fields: dict[str, Any], *, first: bool) -> None:
+    from . import record
+
     emit(("" if first else "\n") + f"{'file':<10} {printable(file)}")
     for name, value in describe(fields).items():
         emit(f"{name:<10} {printable(value)}")
@@ -57,6 +63,8 @@ def _print(file: str, fields: dict[str, Any], *, first: bool) -> None:
 
 def describe(fields: dict[str, Any]) -> dict[str, str]:
     """The record in words, one line a fact."""
+    from .record import versions
+
     model, batch, made_with = fields["model"], fields["batch"], fields["versions"]
     marks = [model["kind"], *(model[key] for key in ("variant", "revision", "fingerprint") if key in model)]
     lines = {
@@ -78,7 +86,7 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
         )
     if model["kind"] in ("folder", "file"):
         lines["note"] = f"{model['name']} is a local {model['kind']}: put its path into the command"
-    changed = [name for name, number in record.versions().items() if name in made_with and made_with[name] != number]
+    changed = [name for name, number in versions().items() if name in made_with and made_with[name] != number]
     if changed:
         lines["changed"] = f"{', '.join(changed)} here are of other versions, so pixels may differ slightly"
     return lines

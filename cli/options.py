@@ -14,6 +14,20 @@ from .checks import DTYPES, FORMATS
 _WHAT, _HOW, _MODEL, _OUT, _TALK = "What to make", "How to sample", "Model", "Output", "What is printed"
 
 
+def _whole(text: str | int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a whole number, got {text!r}") from None
+
+
+def _real(text: str | float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number, got {text!r}") from None
+
+
 def _argument(section: str, metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help, show_default=False, rich_help_panel=section)
 
@@ -25,8 +39,9 @@ def _option(
     metavar: str | None = None,
     among: Sequence[str] = (),
     shown: bool = True,
+    parser: Callable[[str], Any] | None = None,
 ) -> Any:
-    """among: what shell completion offers.       shown: how the help page shows the default."""
+    """among: what shell completion offers.       shown: whether the help page shows the default."""
     completion: Callable[[str], list[str]] | None = None
     if among:
 
@@ -34,7 +49,13 @@ def _option(
             return [name for name in among if name.startswith(incomplete)]
 
     return typer.Option(
-        *names, help=help, metavar=metavar, autocompletion=completion, show_default=shown, rich_help_panel=section
+        *names,
+        help=help,
+        metavar=metavar,
+        autocompletion=completion,
+        show_default=shown,
+        parser=parser,
+        rich_help_panel=section,
     )
 
 
@@ -43,26 +64,34 @@ _prompt_file = _option(
     _WHAT, "--prompt-file", metavar="FILE", help="Prompts from a text file, one a line; - reads standard input."
 )
 _negative = _option(_WHAT, "--negative-prompt", "-n", metavar="TEXT", help="What the pictures should not show.")
-_num_images = _option(_WHAT, "--num-images", metavar="N", help="Pictures per prompt.")
-_seed = _option(_WHAT, "--seed", metavar="N", help="Seed of the first picture; picture k of the run has seed N + k.")
-_height = _option(_WHAT, "--height", "-H", metavar="PIXELS", help="Default: what the model was trained at.")
-_width = _option(_WHAT, "--width", "-W", metavar="PIXELS", help="Default: what the model was trained at.")
+_num_images = _option(_WHAT, "--num-images", metavar="N", parser=_whole, help="Pictures per prompt.")
+_seed = _option(
+    _WHAT, "--seed", metavar="N", parser=_whole, help="Seed of the first picture; picture k of the run has seed N + k."
+)
+_height = _option(
+    _WHAT, "--height", "-H", metavar="PIXELS", parser=_whole, help="Default: what the model was trained at."
+)
+_width = _option(
+    _WHAT, "--width", "-W", metavar="PIXELS", parser=_whole, help="Default: what the model was trained at."
+)
 _solver = _option(_HOW, "--solver", metavar="NAME", among=SOLVER_NAMES, help=f"Update rule: {', '.join(SOLVER_NAMES)}.")
 _schedule = _option(
     _HOW, "--schedule", metavar="NAME", among=GRID_NAMES, help=f"Noise levels: {', '.join(GRID_NAMES)}."
 )
-_steps = _option(_HOW, "--steps", metavar="N", help="Steps from noise to picture.")
+_steps = _option(_HOW, "--steps", metavar="N", parser=_whole, help="Steps from noise to picture.")
 _scale = _option(
     _HOW,
     "--guidance-scale",
     "-g",
     metavar="W",
+    parser=_real,
     help="How closely to follow the prompt; 1 is no guidance, at half the cost. Default: the model's own.",
 )
 _batch_size = _option(
     _HOW,
     "--batch-size",
     metavar="N",
+    parser=_whole,
     help="Pictures computed together. With 1, each can be made again alone to the last bit.",
 )
 _model = _option(

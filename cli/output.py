@@ -59,8 +59,8 @@ def find_target(output: str | None, settings: Settings, grid: bool) -> Target:
         target = Target(path, None, settings.run)
     elif suffix == ".png":
         if settings.total > 1 or grid:
-            what = "--grid" if grid else f"{settings.total:,} pictures"
-            raise ConfigError(f"--output {output!r} names one file, and {what} needs a folder")
+            what = "--grid needs" if grid else f"{settings.total:,} pictures need"
+            raise ConfigError(f"--output {output!r} names one file, and {what} a folder")
         target = Target(path.parent, path, settings.run)
     else:
         raise ConfigError(f"--output {output!r} is a file: expected a folder, or a file that ends in .png")

@@ -77,7 +77,10 @@ def _checked(stream: BinaryIO, kind: bytes, length: int, keep: bool, name: str) 
         crc, left = zlib.crc32(block, crc), left - len(block)
         if keep:
             kept += block
-    if stream.read(4) != struct.pack(">I", crc):
+    checksum = stream.read(4)
+    if len(checksum) < 4:
+        raise ConfigError(f"{name} is damaged: the PNG ends in the middle")
+    if checksum != struct.pack(">I", crc):
         raise ConfigError(f"{name} is damaged: a checksum of the PNG is wrong")
     return bytes(kept)
 

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shlex
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ..errors import ConfigError
@@ -75,6 +71,9 @@ def record(settings: Settings, item: Item, batch: Sequence[Item], resolved: Reso
 
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"python": platform.python_version()}
     for name in ("fewstep", "torch", "diffusers", "transformers"):
         try:
@@ -181,7 +180,11 @@ def command(fields: dict[str, Any]) -> str:
     if any(prompt.startswith("-") for prompt in prompts):
         arguments.append("--")
     words = ["fewstep", "sample", *arguments, *prompts]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    if os.name == "nt":
+        from subprocess import list2cmdline as join
+    else:
+        from shlex import join
+    return join(words)
 
 
 def _pair(option: str, value: str | None) -> list[str]:

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 @dataclass
 class Outcome:
     """lines: index -> log line of every picture that is there.       kept: those that were there before.
-    failed: index -> why.       seconds: loading and sampling."""
+    failed: index -> why.       logged: (file, digest) of the lines in run.jsonl.       loading, sampling: seconds."""
 
     lines: dict[int, dict[str, Any]] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()
     failed: dict[int, str] = field(default_factory=dict)
+    logged: set[tuple[str, str]] = field(default_factory=set)
     loading: float = 0.0
     sampling: float = 0.0
 
@@ -53,25 +54,31 @@ def run(settings: Settings, target: output.Target, console: Console, *, paths: b
     """Make what is missing. paths: print each path as soon as its picture is there."""
     outcome = Outcome(output.finished(target, settings))
     outcome.kept = frozenset(outcome.lines)
-    if outcome.kept:
+    if len(outcome.kept) == settings.total:
+        console.note("made before by the same command: nothing to do")
+    elif outcome.kept:
         console.note(f"{len(outcome.kept)} of {settings.total} pictures are there already and are kept")
     todo = [batch for batch in settings.batches if any(item.index not in outcome.lines for item in batch)]
-    model = None
-    if todo:
-        output.probe(target.folder, str(target.file or target.folder))
-        with console.hushed():
-            start = time.perf_counter()
-            model = load(settings, console)
-            outcome.loading = time.perf_counter() - start
-        target.folder.mkdir(parents=True, exist_ok=True)
-        png.remove_stale(target.folder, target.file.name if target.file else target.run)
-    _complete_log(target, outcome)
     try:
+        model = _prepare(settings, target, console, outcome) if todo else None
+        _complete_log(target, outcome)
         _batches(settings, target, console, outcome, model, todo, paths)
     except KeyboardInterrupt:
         console.note(f"interrupted with {len(outcome.lines)} of {settings.total} pictures; the same command goes on")
         raise
     return outcome
+
+
+def _prepare(settings: Settings, target: output.Target, console: Console, outcome: Outcome) -> Model:
+    """Load the model; make the folder only once nothing can be wrong with the input any more."""
+    output.probe(target.folder, str(target.file or target.folder))
+    start = time.perf_counter()
+    with console.hushed():
+        model = load(settings, console)
+    outcome.loading = time.perf_counter() - start
+    target.folder.mkdir(parents=True, exist_ok=True)
+    png.remove_stale(target.folder, target.file.name if target.file else target.run)
+    return model
 
 
 def load(settings: Settings, console: Console) -> Model:
@@ -99,6 +106,10 @@ def load(settings: Settings, console: Console) -> Model:
     if scale is None:
         scale = ref.default_scale if ref.default_scale is not None else backbone.default_guidance_scale
     _warn_of_long_prompts(settings, backbone, console)
+    console.detail(
+        f"{backbone.family} on {backbone.device}, {settings.dtype}, {width}x{height}, guidance scale {scale:g}, "
+        f"{table.evaluations} evaluations a picture: {table.solver}"
+    )
     return Model(backbone, height, width, float(scale), table.evaluations)
 
 
@@ -182,8 +193,7 @@ def _make(
         path = target.path(item)
         png.write_atomic(path, png.encode(png.picture(pixels), record.texts(fields) if settings.metadata else {}))
         outcome.lines[item.index] = output.log_line(path, fields)
-        if target.log:
-            output.append_log(target.log, outcome.lines[item.index])
+        _log(target, outcome, outcome.lines[item.index])
 
 
 def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) -> Sampled:
@@ -215,12 +225,18 @@ def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) 
 
 def _complete_log(target: output.Target, outcome: Outcome) -> None:
     """A crash between a picture and its line leaves the line to the next run."""
-    if target.log is None or not outcome.lines:
-        return
-    logged = {(line["file"], line.get("sha256")) for line in output.read_log(target.log)}
+    if target.log is not None:
+        outcome.logged = {(line["file"], str(line.get("sha256"))) for line in output.read_log(target.log)}
     for line in outcome.lines.values():
-        if (line["file"], line["sha256"]) not in logged:
-            output.append_log(target.log, line)
+        _log(target, outcome, line)
+
+
+def _log(target: output.Target, outcome: Outcome, line: dict[str, Any]) -> None:
+    """Every picture has one line, even when it was removed and made again."""
+    key = (line["file"], line["sha256"])
+    if target.log is not None and key not in outcome.logged:
+        output.append_log(target.log, line)
+        outcome.logged.add(key)
 
 
 def explain_os_error(error: OSError) -> str:

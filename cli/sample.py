@@ -54,8 +54,9 @@ def sample(
     from .output import find_target
 
     checks.one_of("--format", format, checks.FORMATS)
+    prompts = checks.prompts(prompt, prompt_file)
     settings = Settings(
-        find_model(model, variant, revision), checks.prompts(prompt, prompt_file), negative_prompt, solver, schedule,
+        find_model(model, variant, revision), prompts, negative_prompt, solver, schedule,
         steps, guidance_scale, seed, num_images, batch_size, height, width, dtype, device, not no_metadata,
     ).check()  # fmt: skip
     target = find_target(output, settings, grid)
@@ -115,8 +116,10 @@ def _run(settings: Settings, target: Any, grid: bool, format: str, console: Cons
     elif sheet:
         emit(sheet)
     if made:
-        rate = f"{outcome.sampling / made:.2f} s a picture" if made > 1 else f"{outcome.sampling:.1f} s"
-        console.note(f"{made} picture{'s' * (made > 1)} in {rate} (loading {outcome.loading:.1f} s)")
+        what = f"1 picture in {outcome.sampling:.1f} s"
+        if made > 1:
+            what = f"{made} pictures, {outcome.sampling / made:.2f} s each"
+        console.note(f"{what}; loading took {outcome.loading:.1f} s")
     return outcome.exit_code
 
 

@@ -64,6 +64,12 @@ class Settings:
         check_size(self.model, self.height, self.width)
         checks.one_of("--dtype", self.dtype, checks.DTYPES)
         checks.device(self.device)
+        together = max(sum(len(item.prompt) for item in batch) for batch in self.batches)
+        if together > checks.MAX_BATCH_TEXT:
+            raise ConfigError(
+                f"the prompts of one batch have {together:,} characters: at most {checks.MAX_BATCH_TEXT:,}; "
+                "use a smaller --batch-size"
+            )
         if self.negative_prompt is not None:
             checks.text(self.negative_prompt, "negative prompt")
         if self.model.kind == "embedded":
