@@ -94,14 +94,21 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
         kwargs: fields of __init__ that override the config's; `solver` and `grid` above all.
         """
-        if isinstance(config, Mapping):
-            # The values that the original scheduler took by default are the model's all the same.
-            config = {k: v for k, v in config_with_defaults(config).items() if k != "_use_default_values"}
-            merged = {**config, **kwargs}
-            if is_flow(merged):
-                config.setdefault("prediction_type", "flow_prediction")
-                config |= {"use_flow_sigmas": True, "shift": shift_from_config(merged)}
-            schedule_from_config(merged)  # refuse by the names of the original's fields
+        if not isinstance(config, Mapping):
+            return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        # The values that the original scheduler took by default are the model's all the same.
+        config = {k: v for k, v in config_with_defaults(config).items() if k != "_use_default_values"}
+        ours = cls._get_init_keys(cls)
+        overrides = {k: kwargs.pop(k) for k in tuple(kwargs) if k in ours or k in config}
+        if kwargs and not return_unused_kwargs:
+            raise ConfigError(
+                f"unknown field {next(iter(kwargs))!r}: expected one of {', '.join(sorted(ours - {'self'}))}"
+            )
+        config |= overrides
+        schedule_from_config(config)  # refuse by the names of the original's fields
+        if is_flow(config):
+            config.setdefault("prediction_type", "flow_prediction")
+            config |= {"use_flow_sigmas": True, "shift": shift_from_config(config)}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     # --- the run ----------------------------------------------------------------------------------------------------
@@ -119,14 +126,6 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         top = self.schedule.noisiest
         return float(top.sigma) if float(top.alpha) == 1.0 else 1.0
 
-    @property
-    def sigmas(self) -> Tensor:
-        """Noise levels as diffusers counts them, ticks + 1 on the CPU: sigma of a flow model, else sigma / alpha."""
-        levels = (*self.table.plan.nodes, self.table.plan.targets[-1])
-        flow = is_flow(self.config)
-        values = [(float(v.sigma), 1.0 if flow else float(v.alpha)) for v in levels]
-        return torch.tensor([s / a if a else float("inf") for s, a in values], dtype=torch.float32)
-
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -142,7 +141,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         timesteps: the model times of the steps' beginnings, noisiest first, real-valued; the run ends at sigma = 0.
         sigmas: flow models only, t in (0, 1], before the config's shift.
         mu is ignored for flow models without dynamic shifting, as diffusers does, and refused for others.
-        Sets `timesteps` (ticks,) float32 on `device`, `num_inference_steps` to its length, and forgets any earlier run.
+        Sets `timesteps` (ticks,) float32 on `device`, `num_inference_steps` to its length, `sigmas` (ticks + 1,) to
+        sigma of a flow model or else sigma / alpha, on the CPU as in diffusers, and forgets any earlier run.
         """
         levels = self._levels(num_inference_steps, sigmas, mu, timesteps)
         table = trace(self.solver, levels, self.schedule)
@@ -151,8 +151,14 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         self._table = table
         self.timesteps = torch.tensor([float(v.time) for v in table.plan.nodes], dtype=torch.float32, device=device)
         self.num_inference_steps = len(table)
+        self.sigmas = self._sigmas(table)
         self._issued.append(self.timesteps)
         self._begin = self._state = self._returned = None
+
+    def _sigmas(self, table: Table) -> Tensor:
+        flow = is_flow(self.config)
+        pairs = [(float(v.sigma), float(v.alpha)) for v in (*table.plan.nodes, table.plan.targets[-1])]
+        return torch.tensor([s if flow else s / a if a else float("inf") for s, a in pairs], dtype=torch.float32)
 
     def _levels(
         self, n: int | None, sigmas: Sequence[float] | None, mu: float | None, times: Sequence[float] | Tensor | None
@@ -258,6 +264,11 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+    def __setstate__(self, attributes: dict[str, Any]) -> None:
+        self.__dict__.update(attributes)
+        if self._returned is not None:  # a copied tensor counts its versions anew
+            self._returned = (self._returned[0], _version(self._returned[0]))
 
     def _level_at(self, tick: int) -> Level:
         plan = self.table.plan

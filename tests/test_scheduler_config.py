@@ -148,6 +148,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(config, message):
         FewstepScheduler.from_config(config)
 
 
+def test_overrides_reach_the_schedule_and_typos_do_not_pass():
+    dynamic = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True).config
+    made = FewstepScheduler.from_config(dynamic, use_dynamic_shifting=False, shift=2.0, grid="time")
+    made.set_timesteps(4)
+    assert made.config["shift"] == 2.0 and not made.config["use_dynamic_shifting"]
+    assert scheduler(prediction_type="v_prediction").parametrisation is V
+    with pytest.raises(ConfigError, match="unknown field 'sovler': expected one of beta_end"):
+        scheduler(sovler=DPMpp2M())
+
+
 # --- configs survive ------------------------------------------------------------------------------------------------
 
 
