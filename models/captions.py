@@ -1,8 +1,8 @@
 """The language of the embedded world: its grammar, its words, and the prompts that are kept for testing.
 
-    caption    = thing [relation thing] ["on a" background "background"]
-    thing      = "a" [size] colour shape
-    relation   = "left of" | "right of" | "above" | "below"
+caption    = thing [relation thing] ["on a" background "background"]
+thing      = "a" [size] colour shape
+relation   = "left of" | "right of" | "above" | "below"
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from .scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, Scene, reser
 WORDS = ("a", *SIZES, *COLOURS, *SHAPES, "left", "right", "of", "above", "below", "on", *BACKGROUNDS, "background")
 """Every word of the world; upper and lower case are the same."""
 
-_THING = rf"an? (?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
-_GRAMMAR = re.compile(
-    rf"{_THING}(?: ({'|'.join(RELATIONS)}) {_THING})?(?: on an? ({'|'.join(BACKGROUNDS)}) background)?"
-)
+_THING = rf"a (?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+_GRAMMAR = re.compile(rf"{_THING}(?: ({'|'.join(RELATIONS)}) {_THING})?(?: on a ({'|'.join(BACKGROUNDS)}) background)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def words_of(text: str) -> list[str]:
 
 def unknown_words(text: str) -> list[str]:
     """The words the world does not know, in order, each once; empty when it knows all of them."""
-    known = {*WORDS, "an"}
+    known = set(WORDS)
     return [word for word in dict.fromkeys(words_of(text)) if word not in known]
 
 

@@ -73,7 +73,9 @@ def markdown(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = ["| prompts | scale | steps | images | all attributes right | s |", "|---|---|---|---|---|---|"]
     for r in rows:
-        lines.append(f"| {r.kind} | {r.scale:g} | {r.steps} | {r.images} | {100 * r.accuracy:.1f} % | {r.seconds:.0f} |")
+        lines.append(
+            f"| {r.kind} | {r.scale:g} | {r.steps} | {r.images} | {100 * r.accuracy:.1f} % | {r.seconds:.0f} |"
+        )
     return "\n".join(lines)
 
 

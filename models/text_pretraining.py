@@ -3,7 +3,8 @@
 The encoder is causal and every prompt of the world ends before token 16, so the end tokens that fill a prompt up to 24
 have read all of it and know their own position. Linear heads ask each of them one question: tokens 16 to 20 what stands
 at one of the five canonical places (centre, left, right, top, bottom), token 21 the background, tokens 22 and 23
-everything. The picture network then finds the attributes of one object together in one token. The heads are thrown away.
+everything. The picture network then finds the attributes of one object together in one token. The heads are thrown
+away.
 """
 
 from __future__ import annotations

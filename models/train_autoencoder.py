@@ -123,7 +123,14 @@ def train(minutes: float, out: Path, device: torch.device, resume: bool, batch: 
         optimiser.load_state_dict(saved["optimiser"])
         average.values, step, used = saved["average"], saved["step"], saved["used"]
     pool, log = scene_pool(20_000, seed=step), Log(out, fresh=not resume)
-    log.write(event="start", latent_channels=LATENT_CHANNELS, batch=batch, minutes=minutes, step=step)
+    log.write(
+        event="start",
+        module="fewstep.models.train_autoencoder",
+        latent_channels=LATENT_CHANNELS,
+        batch=batch,
+        minutes=minutes,
+        step=step,
+    )
     judged, budget = build_autoencoder().to(device).eval(), Budget(minutes, used)
     last = time.monotonic()
     while budget.progress < 1:

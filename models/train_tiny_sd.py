@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import DEFAULT_SCALE
 from .evaluate import KINDS, accuracy
@@ -73,85 +73,82 @@ def _encode(vae: AutoencoderKL, scenes: list[Any], device: torch.device) -> Tens
     return vae.encode(to_network(pictures, device)).latent_dist.mode() * vae.config.scaling_factor
 
 
-def pretrain_text(data: Data, minutes: float, log: Log) -> torch.nn.Module:
-    """A text encoder that knows what every training caption says; one caption in fifty is empty."""
-    encoder = build_text_encoder().to(data.tokens.device)
+def pretrain_text(encoder: nn.Module, data: Data, minutes: float, log: Log) -> None:
+    """Teach the text encoder what every training caption says; one caption in fifty is empty."""
     empty = len(data.tokens) // 50
     tokens = torch.cat([data.tokens, data.tokens[:1].expand(empty, -1)])
     targets = torch.cat([data.targets, data.targets[:1].expand(empty, -1)])
     pretrain(encoder, tokens, targets, minutes, log.write)
-    return encoder
 
 
-def loss_of(model: torch.nn.ModuleDict, data: Data, alphas: Tensor, batch: int) -> Tensor:
+def loss_of(unet: nn.Module, encoder: nn.Module, data: Data, alphas: Tensor, batch: int) -> Tensor:
     """Mean squared error of the predicted noise, min-SNR weighted (Hang et al. 2023, gamma = 5)."""
     latents, tokens = data.batch(batch)
     times = torch.randint(len(alphas), (batch,), device=latents.device)
     noise, a = torch.randn_like(latents), alphas[times].view(-1, 1, 1, 1)
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
     with torch.autocast(latents.device.type, torch.bfloat16):
-        states = model["text_encoder"](tokens).last_hidden_state
-        out = model["unet"](noisy, times, states, return_dict=False)[0]
+        with torch.no_grad():
+            states = encoder(tokens).last_hidden_state
+        out = unet(noisy, times, states, return_dict=False)[0]
     snr = (a / (1 - a)).flatten()
     error = (out.float() - noise).square().mean((1, 2, 3))
     return (error * snr.clamp(max=5.0) / snr).mean()
 
 
 class Trainer:
-    """Networks, optimiser, averages and counters of one run; everything that a checkpoint holds."""
+    """Networks, optimiser, averages and counters of one run; everything that a checkpoint holds.
+
+    The text encoder is frozen once pretrained: what it says about each place is already exact.
+    """
 
     def __init__(self, vae: AutoencoderKL, out: Path, device: torch.device, peak: float) -> None:
-        unet = build_unet().to(device)
-        unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward is slow on CPUs at this width
-        self.model = torch.nn.ModuleDict({"unet": unet, "text_encoder": build_text_encoder().to(device)})
+        self.unet, self.encoder = build_unet().to(device), build_text_encoder().to(device).eval()
+        self.unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward is slow on CPUs at this width
         self.vae, self.out, self.device, self.peak = vae, out, device, peak
         self.step, self.used = 0, 0.0
         self.alphas = build_scheduler().alphas_cumprod.to(device)
-
-    def begin(self, encoder: torch.nn.Module | None) -> None:
-        """Set up optimiser and averages; the text encoder, once pretrained, learns ten times slower."""
-        if encoder is not None:
-            self.model["text_encoder"].load_state_dict(encoder.state_dict())
-        groups = [{"params": list(self.model[k].parameters())} for k in ("unet", "text_encoder")]
-        self.optimiser = torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, 0.99), weight_decay=0.01)
-        self.average = Averaged(self.model)
+        self.optimiser = torch.optim.AdamW(self.unet.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+        self.average = Averaged(self.unet)
 
     def resume(self) -> None:
         """Continue from ``checkpoint.pt``."""
         saved = load_checkpoint(self.out / "checkpoint.pt", self.device)
-        self.begin(None)
-        self.model.load_state_dict(saved["model"])
+        self.unet.load_state_dict(saved["unet"])
+        self.encoder.load_state_dict(saved["text_encoder"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.average.values, self.step, self.used = saved["average"], saved["step"], saved["used"]
 
     def save(self, used: float) -> None:
         """Write ``checkpoint.pt``."""
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
-        path = self.out / "checkpoint.pt"
-        save_checkpoint(path, **state, average=self.average.values, step=self.step, used=used)
+        save_checkpoint(
+            self.out / "checkpoint.pt",
+            unet=self.unet.state_dict(),
+            text_encoder=self.encoder.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            average=self.average.values,
+            step=self.step,
+            used=used,
+        )
 
     def update(self, data: Data, batch: int, progress: float) -> Tensor:
         """One optimiser step; returns the loss (a 0-d tensor)."""
-        rate = learning_rate(self.peak, self.step, progress, warmup=200)
-        set_learning_rate(self.optimiser, rate)
-        self.optimiser.param_groups[1]["lr"] = 0.1 * rate
-        loss = loss_of(self.model, data, self.alphas, batch)
+        set_learning_rate(self.optimiser, learning_rate(self.peak, self.step, progress, warmup=200))
+        loss = loss_of(self.unet, self.encoder, data, self.alphas, batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimiser.step()
-        self.average.update(self.model, self.step)
+        self.average.update(self.unet, self.step)
         self.step += 1
         return loss.detach()
 
     @torch.no_grad()
     def evaluate(self, count: int) -> dict[str, float]:
         """Save the averaged pipeline and judge ``count`` pictures of each kind."""
-        parts = {"unet": build_unet(), "text_encoder": build_text_encoder()}
-        self.average.copy_to(torch.nn.ModuleDict(parts))
-        pipe = assemble(self.vae, parts["text_encoder"], parts["unet"])
-        save_pipeline(pipe, self.out / "pipeline")
-        pipe = pipe.to(self.device)
+        unet = self.average.copy_to(build_unet().to(self.device))
+        save_pipeline(self.vae, self.encoder, unet, self.out / "pipeline")
+        pipe = assemble(self.vae, self.encoder, unet)
         return {kind: accuracy(pipe, kind, count, DEFAULT_SCALE).accuracy for kind in KINDS}
 
 
@@ -162,6 +159,8 @@ def train(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
     torch.manual_seed(args.seed)
     log = Log(args.out, fresh=not args.resume)
+    options = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
+    log.write(event="start", module="fewstep.models.train_tiny_sd", **options)
     vae = AutoencoderKL.from_pretrained(args.vae, use_safetensors=True, local_files_only=True).eval().to(device)
     data = Data(args.scenes, vae, device)
     log.write(event="data", scenes=args.scenes, captions=len(data.tokens))
@@ -169,7 +168,7 @@ def train(args: argparse.Namespace) -> None:
     if args.resume:
         trainer.resume()
     else:
-        trainer.begin(pretrain_text(data, args.text_minutes, log))
+        pretrain_text(trainer.encoder, data, args.text_minutes, log)
     budget, losses, last = Budget(args.minutes, trainer.used), [], time.monotonic()
     next_evaluation = budget.used + 60 * args.evaluate_every
     while budget.progress < 1:

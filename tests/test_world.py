@@ -192,7 +192,8 @@ def test_splits_are_disjoint():
             request = parse_caption(text)
             assert text not in trained
             relations = (request.relation, INVERSE.get(request.relation))
-            held = any((t.shape, t.colour, r) in scenes.HELDOUT for t, r in zip(request.things, relations, strict=False))
+            pairs = zip(request.things, relations, strict=False)
+            held = any((t.shape, t.colour, r) in scenes.HELDOUT for t, r in pairs)
             assert held == (kind == "heldout")
             assert kind == "heldout" or scenes.reserved(text)
             assert len(request.things) == (1 if kind == "one" else 2)
