@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,14 +92,15 @@ def probe(folder: Path, output: str) -> None:
             if not parent.exists():
                 parent.mkdir()
                 made.append(parent)
-        test = folder / ".probe"
+        test = folder / f".fewstep-{secrets.token_hex(4)}"
         png.write_atomic(test, b"")
         test.unlink()
     except OSError as error:
         raise ConfigError(f"--output {output!r} cannot be written: {error.strerror or error}") from None
     finally:
         for parent in reversed(made):
-            parent.rmdir()
+            with suppress(OSError):  # another run has begun to use it
+                parent.rmdir()
 
 
 def finished(target: Target, settings: Settings) -> dict[int, dict[str, Any]]:

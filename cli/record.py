@@ -44,10 +44,11 @@ class Resolved:
     device: str
     evaluations: int
     nfe: int
+    commit: str | None = None
 
 
 def record(settings: Settings, item: Item, batch: Sequence[Item], resolved: Resolved) -> dict[str, Any]:
-    """The record of one picture. nfe: network rows that this picture took.
+    """The record of one picture. nfe: network rows that this picture took.       commit: of a hub model.
 
     batch: the pictures computed together. The noise of a picture depends on its own seed alone; the last bits of a
     network's output can depend on how many rows it is given, so a batch of more than one is described whole.
@@ -55,9 +56,11 @@ def record(settings: Settings, item: Item, batch: Sequence[Item], resolved: Reso
     together: dict[str, Any] = {"size": len(batch), "row": item.index - batch[0].index}
     if len(batch) > 1:
         together |= {"seed": batch[0].seed, "prompts": [other.prompt for other in batch]}
+    commit = {} if resolved.commit is None else {"commit": resolved.commit}
     return {
         "format": FORMAT,
         **settings.expected(item),
+        **commit,
         "height": resolved.height,
         "width": resolved.width,
         "guidance_scale": resolved.guidance_scale,
@@ -145,8 +148,14 @@ def parse(text: str, name: str) -> dict[str, Any]:
     wrong = [key for key, kind in _TYPES.items() if not _is(fields.get(key), kind)]
     if not wrong:
         model, batch = fields["model"], fields["batch"]
-        texts = [*model.values(), model.get("name"), model.get("kind"), *fields["versions"].values()]
-        wrong += [] if all(isinstance(value, str) for value in texts) else ["model or versions"]
+        texts = [
+            fields.get("commit", ""),
+            *model.values(),
+            model.get("name"),
+            model.get("kind"),
+            *fields["versions"].values(),
+        ]
+        wrong += [] if all(isinstance(value, str) for value in texts) else ["model, commit or versions"]
         wrong += [] if _is_batch(batch) else ["batch"]
     if wrong:
         raise ConfigError(f"{name} has fewstep metadata in which {', '.join(wrong[:5])} cannot be read")
@@ -171,7 +180,9 @@ def command(fields: dict[str, Any]) -> str:
     batch, model = fields["batch"], fields["model"]
     seed, size = (fields["seed"], 1) if batch["size"] == 1 else (batch["seed"], batch["size"])
     arguments = ["--model", model["name"], *_pair("--variant", model.get("variant"))]
-    arguments += _pair("--revision", model.get("revision")) + _pair("--negative-prompt", fields["negative_prompt"])
+    arguments += _pair("--revision", fields.get("commit", model.get("revision"))) + _pair(
+        "--negative-prompt", fields["negative_prompt"]
+    )
     arguments += ["--solver", fields["solver"], "--schedule", fields["schedule"], "--steps", str(fields["steps"])]
     arguments += ["--guidance-scale", repr(fields["guidance_scale"]), "--seed", str(seed)]
     arguments += ["--height", str(fields["height"]), "--width", str(fields["width"])]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FewstepError, NumericsError
 from . import output, png, record
 from .console import Console, emit
+from .model_ref import ModelRef
 from .settings import Item, Settings
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ class Model:
     width: int
     scale: float
     evaluations: int
+    commit: str | None
 
 
 def run(settings: Settings, target: output.Target, console: Console, *, paths: bool) -> Outcome:
@@ -110,7 +114,18 @@ def load(settings: Settings, console: Console) -> Model:
         f"{backbone.family} on {backbone.device}, {settings.dtype}, {width}x{height}, guidance scale {scale:g}, "
         f"{table.evaluations} evaluations a picture: {table.solver}"
     )
-    return Model(backbone, height, width, float(scale), table.evaluations)
+    return Model(backbone, height, width, float(scale), table.evaluations, _commit(ref))
+
+
+def _commit(ref: ModelRef) -> str | None:
+    """Which commit of a hub model was loaded: a branch moves, a commit does not."""
+    if ref.kind != "hub":
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(ref.location, "model_index.json", revision=ref.revision)
+    name = Path(path).parent.name if isinstance(path, str) else ""
+    return name if re.fullmatch(r"[0-9a-f]{40}", name) else None
 
 
 def resolve_device(device: str) -> str:
@@ -183,6 +198,7 @@ def _make(
         device=model.backbone.device.type,
         evaluations=sampled.report.evaluations,
         nfe=sum(sampled.report.nfe_per_branch.values()),
+        commit=model.commit,
     )
     for item in missing:
         pixels = sampled.images[item.index - batch[0].index]

@@ -21,6 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from fewstep.cli import png
 from fewstep.cli.main import main
+from fewstep.cli.model_ref import ModelRef
+from fewstep.cli.run import _commit
 from fewstep.models import embedded
 from fewstep.names import GRID_NAMES, SOLVER_NAMES
 
@@ -144,7 +146,17 @@ def test_inspect_checks_types_and_escapes(cli, model):
     assert code == 2 and err.count("error: ") == 2
 
 
-# ---------------------------------------------------------------- the embedded model
+# ---------------------------------------------------------------- models
+
+
+def test_a_hub_model_is_named_by_its_commit(cli, model, tmp_path, monkeypatch):
+    snapshot = tmp_path / "snapshots" / ("1f" * 20) / "model_index.json"
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(snapshot))
+    commit = _commit(ModelRef("hub", "owner/name", "owner/name"))
+    assert commit == "1f" * 20 and _commit(ModelRef("folder", "tiny", model)) is None
+    path = Path(cli("sample", "x", "-m", model, "--steps", 1)[1].strip())
+    changed(path, commit=commit, model={"name": "owner/name", "kind": "hub", "revision": "main"})
+    assert f"--model owner/name --revision {commit} " in cli("inspect", path)[1]
 
 
 def test_embedded_model_by_default(cli):
