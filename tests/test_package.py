@@ -10,7 +10,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import distribution, version
+from importlib.metadata import distributions, version
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
