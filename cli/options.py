@@ -42,17 +42,15 @@ def _option(
     parser: Callable[[str], Any] | None = None,
 ) -> Any:
     """among: what shell completion offers.       shown: whether the help page shows the default."""
-    completion: Callable[[str], list[str]] | None = None
-    if among:
 
-        def completion(incomplete: str) -> list[str]:
-            return [name for name in among if name.startswith(incomplete)]
+    def matches(incomplete: str) -> list[str]:
+        return [name for name in among if name.startswith(incomplete)]
 
     return typer.Option(
         *names,
         help=help,
         metavar=metavar,
-        autocompletion=completion,
+        autocompletion=matches if among else None,
         show_default=shown,
         parser=parser,
         rich_help_panel=section,

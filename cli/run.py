@@ -217,6 +217,10 @@ def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) 
     from ..samplers import SOLVERS
 
     negative = settings.negative_prompt
+
+    def count(*_: Any) -> None:
+        bar.update(1)
+
     try:
         return sample(
             model.backbone,
@@ -229,7 +233,7 @@ def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) 
             seeds=[item.seed for item in batch],
             height=model.height,
             width=model.width,
-            on_tick=lambda *_: bar.update(1) and None,
+            on_tick=count,
         )
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
