@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, IncompatibleError
+from ..errors import ConfigError, IncompatibleError, NumericsError
 from ..kernels import ops
 from .levels import Level, NoiseSchedule
 from .noise import Tape
@@ -73,6 +73,8 @@ class Outputs(NamedTuple):  # made every tick: a NamedTuple costs a third of a f
         return self._row(*self.parametrisation.eps_row(self.level))
 
     def _row(self, of_x: Any, of_out: Any) -> Tensor:
+        if not self.tensors:
+            raise NumericsError(f"this tick evaluates nothing, so there is no prediction at {self.level}")
         if any(isinstance(w, Tensor) for w in self.weights):
             guided = sum(_per_image(w, self.x) * t for w, t in zip(self.weights, self.tensors, strict=True))
             return ops.combine(((float(of_x), float(of_out)),), (self.x, guided))[0]
@@ -136,7 +138,7 @@ class Report:
     @property
     def evaluations(self) -> int:
         """How often the network was called."""
-        return len(self.ticks)
+        return sum(1 for tick in self.ticks if tick.branches)
 
     @property
     def nfe(self) -> int:
@@ -184,17 +186,21 @@ def solve(
     state = start(table, x, first_tick)
     report = Report(batch=x.shape[0])
     nodes, targets = table.plan.nodes, table.plan.targets
-    noisy = table.noisy
-    if any(noisy[first_tick:]) and tape is None:
+    if tape is None and any(table.noisy[first_tick:]):
         raise ConfigError(f"{table.solver} draws noise: pass tape=NoiseTape(seeds) to solve")
     clock = time.perf_counter()
     for i in range(first_tick, len(table)):
-        level = nodes[i]
-        branches = guidance.branches(i, None) if guidance is not None else ("cond",)
-        weights = guidance.weights(i, None, None) if guidance is not None else (1.0,)
-        tensors = network(state.x, level, branches)
+        level, row = nodes[i], table.row(i, len(state.carry))
+        if not row.evaluates:
+            branches, weights, tensors = (), (), ()
+        elif guidance is None:
+            branches, weights = ("cond",), (1.0,)
+            tensors = network(state.x, level, branches)
+        else:
+            branches, weights = guidance.branches(i, None), guidance.weights(i, None, None)
+            tensors = network(state.x, level, branches)
         prediction = Outputs(state.x, level, tensors, network.parametrisation, weights)
-        noise = tape.normal(i, level, targets[i], state.x) if tape is not None and noisy[i] else None
+        noise = tape.normal(i, level, targets[i], state.x) if tape is not None and row.needs_noise else None
         state = advance(table, state, prediction, noise)
         if on_tick is not None:
             state = on_tick(i, state, prediction) or state

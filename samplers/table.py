@@ -33,17 +33,22 @@ class Row(NamedTuple):
     """One tick: float64 coefficients [outputs][inputs]; outputs are x_next, then the next carry.
 
     moves[k] is the input that output k merely renames (a single coefficient 1), else None.
+    evaluates: whether the tick reads x0 or eps at all.       needs_noise: whether it reads the noise.
     """
 
     level: Level
     inputs: tuple[str, ...]
     coefficients: Matrix
     moves: tuple[int | None, ...]
+    evaluates: bool
+    needs_noise: bool
 
-    @property
-    def needs_noise(self) -> bool:
-        k = self.inputs.index("noise")
-        return any(line[k] != 0.0 for line in self.coefficients)
+    @classmethod
+    def of(cls, level: Level, carry_length: int, lines: Matrix) -> Row:
+        """From the coefficients over `registers_of(carry_length)`."""
+        evaluates = any(line[1] != 0.0 or line[2] != 0.0 for line in lines)
+        needs_noise = any(line[-1] != 0.0 for line in lines)
+        return cls(level, registers_of(carry_length), lines, tuple(map(move_of, lines)), evaluates, needs_noise)
 
     @property
     def carry_out(self) -> int:
@@ -80,7 +85,7 @@ def trace_tick(solver: Solver, plan: Plan, i: int, carry_length: int) -> Row:
         if not all(math.isfinite(value) for value in line):
             raise NumericsError(f"{solver} has a coefficient that is not finite at tick {i}, {plan.nodes[i]}: {output}")
         lines.append(line)
-    return Row(plan.nodes[i], names, tuple(lines), tuple(move_of(line) for line in lines))
+    return Row.of(plan.nodes[i], carry_length, tuple(lines))
 
 
 def move_of(line: Sequence[float]) -> int | None:

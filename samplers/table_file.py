@@ -132,7 +132,7 @@ def _row_key(name: str, path: Any) -> tuple[int, int]:
 
 
 def _row(tensor: torch.Tensor, plan: Plan, i: int, length: int, path: Any) -> Any:
-    from .table import Row, move_of, registers_of
+    from .table import Row, registers_of
 
     names = registers_of(length) if 0 <= length <= MAX_VECTORS else ()
     shaped = tensor.dim() == 2 and 1 <= tensor.shape[0] <= MAX_VECTORS and tensor.shape[1] == len(names)
@@ -140,5 +140,4 @@ def _row(tensor: torch.Tensor, plan: Plan, i: int, length: int, path: Any) -> An
         raise _refuse(path, f"tick {i} has coefficients of shape {tuple(tensor.shape)}, {tensor.dtype}")
     if not bool(torch.isfinite(tensor).all()):
         raise _refuse(path, f"tick {i} has a coefficient that is not finite")
-    lines = tuple(tuple(line) for line in tensor.tolist())
-    return Row(plan.nodes[i], names, lines, tuple(move_of(line) for line in lines))
+    return Row.of(plan.nodes[i], length, tuple(tuple(line) for line in tensor.tolist()))
