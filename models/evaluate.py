@@ -12,7 +12,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,9 @@ def sample(
 
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, solver_order=2)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    return pipe(texts, num_inference_steps=steps, guidance_scale=scale, generator=generators, output_type="np").images
+    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale, "output_type": "np"}
+    result: Any = pipe(texts, generator=generators, **options)
+    return result.images
 
 
 def accuracy(

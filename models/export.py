@@ -32,16 +32,16 @@ def assemble(vae: Any, text_encoder: Any, unet: Any) -> StableDiffusionPipeline:
     """A pipeline of these networks with tiny-sd's tokenizer and noise levels, without progress bars."""
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=text_encoder.eval(),
-        tokenizer=build_tokenizer(),
-        unet=unet.eval(),
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts: dict[str, Any] = {
+        "vae": vae.eval(),
+        "text_encoder": text_encoder.eval(),
+        "tokenizer": build_tokenizer(),
+        "unet": unet.eval(),
+        "scheduler": build_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -195,7 +195,7 @@ def _template(shape: str, radius: float, dx: float, dy: float, blurred: bool) ->
     if blurred:
         sharp = np.pad(_template(shape, radius, dx, dy, False), 1)
         rows = (sharp[:-2] + 2 * sharp[1:-1] + sharp[2:]) / 4
-        return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4
+        return ((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4).astype(np.float32)
     axis = (np.arange(36 * 4) + 0.5) / 4 - 18
     y, x = np.meshgrid(axis - dy, axis - dx, indexing="ij")
     return inside(shape, x, y, radius).astype(np.float32).reshape(36, 4, 36, 4).mean((1, 3))

@@ -212,7 +212,7 @@ def _draw_thing(rng: np.random.Generator, spread: tuple[int, int]) -> Thing:
 
 def captions_of(scene: Scene) -> tuple[str, ...]:
     """Every caption that is true of the scene: each size and the background said or not (4 or 8 of them)."""
-    flags = [()]
+    flags: list[tuple[bool, ...]] = [()]
     for _ in range(len(scene.things) + 1):
         flags = [(*f, said) for f in flags for said in (False, True)]
     return tuple(

@@ -5,7 +5,7 @@ Geometry: 64x64 RGB pictures, 8x8x8 latents (8 times smaller, as in Stable Diffu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .captions import WORDS
 
@@ -24,12 +24,15 @@ def build_autoencoder(scaling_factor: float = 1.0) -> AutoencoderKL:
     """The autoencoder, random weights: (B, 3, 64, 64) in [-1, 1] <-> (B, 8, 8, 8)."""
     from diffusers import AutoencoderKL
 
+    blocks: dict[str, Any] = {  # annotated as tuples of one in diffusers
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (16, 32, 64, 96),
+    }
     return AutoencoderKL(
+        **blocks,
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -132,9 +135,9 @@ def build_tokenizer() -> CLIPTokenizer:
     from transformers import CLIPTokenizer
 
     vocabulary, merges = vocabulary_and_merges()
+    words: dict[str, Any] = {"vocab": vocabulary, "merges": merges}
     return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=merges,
+        **words,
         model_max_length=TEXT_LENGTH,
         bos_token=START,
         eos_token=END,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from .training import (
     set_learning_rate,
 )
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
 KL_WEIGHT = 3e-4
 """Weight of the mean Kullback-Leibler divergence per latent number, reached at a third of the budget."""
 
@@ -49,7 +46,7 @@ def to_network(pictures: Tensor, device: torch.device) -> Tensor:
     return pictures.to(device).float() / 127.5 - 1
 
 
-def loss_of(vae: AutoencoderKL, x: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, float]]:
+def loss_of(vae: Any, x: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, float]]:
     """L1 + MSE, four-fold near objects, + KL. Returns the loss and its parts as numbers.
 
     The flat background is most of a picture and is learnt at once; without the weight it would hide the shapes.
@@ -73,7 +70,7 @@ def loss_of(vae: AutoencoderKL, x: Tensor, kl_weight: float) -> tuple[Tensor, di
 
 
 @torch.no_grad()
-def reconstruct(vae: AutoencoderKL, pictures: Tensor, device: torch.device) -> np.ndarray:
+def reconstruct(vae: Any, pictures: Tensor, device: torch.device) -> np.ndarray:
     """Decode the encoder's means: (N, 3, 64, 64) uint8 -> (N, 64, 64, 3) uint8."""
     parts = []
     for chunk in pictures.split(50):
@@ -82,7 +79,7 @@ def reconstruct(vae: AutoencoderKL, pictures: Tensor, device: torch.device) -> n
     return torch.cat(parts).numpy()
 
 
-def acceptance(vae: AutoencoderKL, device: torch.device, count: int, seed: int = 1) -> float:
+def acceptance(vae: Any, device: torch.device, count: int, seed: int = 1) -> float:
     """Part of reconstructed scenes, held-out combinations included, that the judge accepts with all attributes."""
     from .judge import judge
 
@@ -95,7 +92,7 @@ def acceptance(vae: AutoencoderKL, device: torch.device, count: int, seed: int =
 
 
 @torch.no_grad()
-def finish(vae: AutoencoderKL, pool: Tensor, device: torch.device, out: Path) -> float:
+def finish(vae: Any, pool: Tensor, device: torch.device, out: Path) -> float:
     """Centre each latent channel, measure the latents' scale, write ``vae/``; returns the scaling factor.
 
     The means move into the biases of the two 1x1 convolutions around the latent, so no picture changes. Channels keep
@@ -111,50 +108,71 @@ def finish(vae: AutoencoderKL, pool: Tensor, device: torch.device, out: Path) ->
     return scale
 
 
-def train(minutes: float, out: Path, device: torch.device, resume: bool, batch: int, peak: float) -> None:
-    """Train until the budget is used up; see the module's text."""
-    torch.manual_seed(0)
-    vae = build_autoencoder().to(device)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=1e-4)
-    average, step, used = Averaged(vae, 0.998), 0, 0.0
-    if resume:
-        saved = load_checkpoint(out / "checkpoint.pt", device)
-        vae.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        average.values, step, used = saved["average"], saved["step"], saved["used"]
-    pool, log = scene_pool(20_000, seed=step), Log(out, fresh=not resume)
-    log.write(
-        event="start",
-        module="fewstep.models.train_autoencoder",
-        latent_channels=LATENT_CHANNELS,
-        batch=batch,
-        minutes=minutes,
-        step=step,
-    )
-    judged, budget = build_autoencoder().to(device).eval(), Budget(minutes, used)
-    last = time.monotonic()
-    while budget.progress < 1:
-        set_learning_rate(optimiser, learning_rate(peak, step, budget.progress))
-        x = to_network(pool[torch.randint(len(pool), (batch,))], device)
-        loss, parts = loss_of(vae, x, KL_WEIGHT * min(1.0, 3 * budget.progress))
-        optimiser.zero_grad(set_to_none=True)
+class Trainer:
+    """Network, optimiser, averages and counters of one run; everything that a checkpoint holds."""
+
+    def __init__(self, out: Path, device: torch.device, peak: float) -> None:
+        torch.manual_seed(0)
+        self.vae: Any = build_autoencoder()
+        self.vae.to(device)
+        self.averaged: Any = build_autoencoder()
+        self.averaged.to(device).eval()
+        self.path, self.device, self.peak = out / "checkpoint.pt", device, peak
+        self.optimiser = torch.optim.AdamW(self.vae.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=1e-4)
+        self.average, self.step, self.used = Averaged(self.vae, 0.998), 0, 0.0
+
+    def resume(self) -> None:
+        """Continue from ``checkpoint.pt``."""
+        saved = load_checkpoint(self.path, self.device)
+        self.vae.load_state_dict(saved["model"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.average.values, self.step, self.used = saved["average"], saved["step"], saved["used"]
+
+    def save(self, used: float) -> None:
+        """Write ``checkpoint.pt``."""
+        state = {"model": self.vae.state_dict(), "optimiser": self.optimiser.state_dict()}
+        save_checkpoint(self.path, **state, average=self.average.values, step=self.step, used=used)
+
+    def update(self, pictures: Tensor, progress: float) -> dict[str, float]:
+        """One optimiser step on (B, 3, 64, 64) uint8 pictures."""
+        set_learning_rate(self.optimiser, learning_rate(self.peak, self.step, progress))
+        loss, parts = loss_of(self.vae, to_network(pictures, self.device), KL_WEIGHT * min(1.0, 3 * progress))
+        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        average.update(vae, step)
-        step += 1
-        if step % 100 == 0:
-            log.write(step=step, minutes=budget.used / 60, ms=10 * (time.monotonic() - last), **parts)
+        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.optimiser.step()
+        self.average.update(self.vae, self.step)
+        self.step += 1
+        return parts
+
+    def acceptance(self, count: int) -> float:
+        """What the judge says of the averaged weights."""
+        return acceptance(self.average.copy_to(self.averaged), self.device, count)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train until the budget is used up; see the module's text."""
+    trainer = Trainer(args.out, pick_device(args.device), args.peak)
+    if args.resume:
+        trainer.resume()
+    budget, log = Budget(args.minutes, trainer.used), Log(args.out, fresh=not args.resume)
+    options = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
+    log.write(event="start", module="fewstep.models.train_autoencoder", **options, step=trainer.step)
+    torch.manual_seed(1 + trainer.step)  # a resumed run must not see the same noise again
+    pool, last = scene_pool(args.scenes, seed=trainer.step), time.monotonic()
+    while budget.progress < 1:
+        parts = trainer.update(pool[torch.randint(len(pool), (args.batch,))], budget.progress)
+        if trainer.step % 100 == 0:
+            ms, last = 10 * (time.monotonic() - last), time.monotonic()
+            log.write(step=trainer.step, minutes=budget.used / 60, ms=ms, **parts)
+        if trainer.step % 500 == 0:
+            trainer.save(budget.used)
+            log.write(step=trainer.step, accepted=trainer.acceptance(100))
             last = time.monotonic()
-        if step % 500 == 0:
-            accepted = acceptance(average.copy_to(judged), device, 100)
-            log.write(step=step, accepted=accepted)
-            state = {"model": vae.state_dict(), "optimiser": optimiser.state_dict(), "average": average.values}
-            save_checkpoint(out / "checkpoint.pt", **state, step=step, used=budget.used)
-            last = time.monotonic()
-    average.copy_to(judged)
-    scale = finish(judged, pool, device, out)
-    log.write(event="end", step=step, scaling_factor=scale, accepted=acceptance(judged, device, 1000))
+    trainer.save(budget.used)
+    accepted = trainer.acceptance(1000)
+    scale = finish(trainer.averaged, pool, trainer.device, args.out)
+    log.write(event="end", step=trainer.step, scaling_factor=scale, accepted=accepted)
 
 
 def main() -> None:
@@ -164,10 +182,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and the finished vae/")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--scenes", type=int, default=20_000, help="training scenes (default: 20000)")
     parser.add_argument("--batch", type=int, default=16, help="scenes a step (default: 16)")
     parser.add_argument("--peak", type=float, default=1.5e-3, help="peak learning rate (default: 0.0015)")
-    args = parser.parse_args()
-    train(args.minutes, args.out, pick_device(args.device), args.resume, args.batch, args.peak)
+    train(parser.parse_args())
 
 
 if __name__ == "__main__":

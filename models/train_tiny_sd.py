@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +37,6 @@ from .training import (
     set_learning_rate,
 )
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
 CAPTIONS = 8
 """Captions kept for each scene: all true ones that are not reserved, repeated to this number."""
 
@@ -47,7 +44,7 @@ CAPTIONS = 8
 class Data:
     """Latents (N, 8, 8, 8) of training scenes, scaled to unit variance, with the tokens of their captions."""
 
-    def __init__(self, count: int, vae: AutoencoderKL, device: torch.device, seed: int = 7) -> None:
+    def __init__(self, count: int, vae: Any, device: torch.device, seed: int = 7) -> None:
         rng = np.random.default_rng(seed)
         scenes = [sample_scene(rng, "train") for _ in range(count)]
         with torch.no_grad():
@@ -68,7 +65,7 @@ class Data:
         return self.latents[rows], self.tokens[which]
 
 
-def _encode(vae: AutoencoderKL, scenes: list[Any], device: torch.device) -> Tensor:
+def _encode(vae: Any, scenes: list[Any], device: torch.device) -> Tensor:
     pictures = torch.from_numpy(np.stack([render(s) for s in scenes])).permute(0, 3, 1, 2)
     return vae.encode(to_network(pictures, device)).latent_dist.mode() * vae.config.scaling_factor
 
@@ -102,8 +99,11 @@ class Trainer:
     The text encoder is frozen once pretrained: what it says about each place is already exact.
     """
 
-    def __init__(self, vae: AutoencoderKL, out: Path, device: torch.device, peak: float) -> None:
-        self.unet, self.encoder = build_unet().to(device), build_text_encoder().to(device).eval()
+    def __init__(self, vae: Any, out: Path, device: torch.device, peak: float) -> None:
+        self.unet: Any = build_unet()
+        self.encoder: Any = build_text_encoder()
+        self.unet.to(device)
+        self.encoder.to(device).eval()
         self.unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward is slow on CPUs at this width
         self.vae, self.out, self.device, self.peak = vae, out, device, peak
         self.step, self.used = 0, 0.0
@@ -146,7 +146,8 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, count: int) -> dict[str, float]:
         """Save the averaged pipeline and judge ``count`` pictures of each kind."""
-        unet = self.average.copy_to(build_unet().to(self.device))
+        unet: Any = build_unet()
+        self.average.copy_to(unet.to(self.device))
         save_pipeline(self.vae, self.encoder, unet, self.out / "pipeline")
         pipe = assemble(self.vae, self.encoder, unet)
         return {kind: accuracy(pipe, kind, count, DEFAULT_SCALE).accuracy for kind in KINDS}
@@ -161,7 +162,8 @@ def train(args: argparse.Namespace) -> None:
     log = Log(args.out, fresh=not args.resume)
     options = {k: v for k, v in vars(args).items() if not isinstance(v, Path)}
     log.write(event="start", module="fewstep.models.train_tiny_sd", **options)
-    vae = AutoencoderKL.from_pretrained(args.vae, use_safetensors=True, local_files_only=True).eval().to(device)
+    vae: Any = AutoencoderKL.from_pretrained(args.vae, use_safetensors=True, local_files_only=True)
+    vae.to(device).eval()
     data = Data(args.scenes, vae, device)
     log.write(event="data", scenes=args.scenes, captions=len(data.tokens))
     trainer = Trainer(vae, args.out, device, args.peak)
@@ -169,6 +171,7 @@ def train(args: argparse.Namespace) -> None:
         trainer.resume()
     else:
         pretrain_text(trainer.encoder, data, args.text_minutes, log)
+    torch.manual_seed(args.seed + 1 + trainer.step)  # a resumed run must not see the same noise again
     budget, losses, last = Budget(args.minutes, trainer.used), [], time.monotonic()
     next_evaluation = budget.used + 60 * args.evaluate_every
     while budget.progress < 1:

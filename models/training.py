@@ -31,6 +31,10 @@ class Budget:
     def __init__(self, minutes: float, used: float = 0.0) -> None:
         if not minutes > 0:
             raise ConfigError(f"got --minutes {minutes}; expected a positive number")
+        if used >= 60 * minutes:
+            raise ConfigError(
+                f"the checkpoint has used {used / 60:.1f} of {minutes:g} minutes; --minutes counts from the beginning"
+            )
         self.seconds, self._start = 60 * minutes, time.monotonic() - used
 
     @property

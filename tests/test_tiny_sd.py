@@ -88,3 +88,23 @@ def test_same_seed_same_picture_whatever_the_batch(pipe):
     together = sample(pipe, texts, [5, 6, 7], DEFAULT_SCALE, 4)
     alone = sample(pipe, texts[1:2], [6], DEFAULT_SCALE, 4)
     assert np.abs(together[1] - alone[0]).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_training_runs_resumes_and_writes_a_pipeline(tmp_path):
+    def run(module, *options):
+        command = [sys.executable, "-m", f"fewstep.models.{module}", "--device", "cpu", *map(str, options)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    vae, net = tmp_path / "vae", tmp_path / "net"
+    run("train_autoencoder", "--minutes", 0.05, "--scenes", 200, "--out", vae)
+    lines = run("train_autoencoder", "--minutes", 0.1, "--scenes", 200, "--out", vae, "--resume")
+    assert lines[0]["step"] > 0 and lines[-1]["event"] == "end"
+    options = ("--vae", vae / "vae", "--out", net, "--scenes", 200, "--images", 2, "--text-minutes", 0.05)
+    run("train_tiny_sd", *options, "--minutes", 0.05)
+    lines = run("train_tiny_sd", *options, "--minutes", 0.1, "--resume")
+    assert set(lines[-1]["accepted"]) == {"one", "two", "heldout"}
+    saved = torch.load(net / "checkpoint.pt", weights_only=True)
+    assert saved["used"] >= 6 and (net / "pipeline" / "model_index.json").is_file()
