@@ -64,7 +64,7 @@ def sample(
         if values is not None and len(values) != len(prompts):
             raise ConfigError(f"{len(values)} {name} for {len(prompts)} prompts: give one per prompt")
     default_height, default_width = backbone.default_size
-    height, width = height or default_height, width or default_width
+    height, width = default_height if height is None else height, default_width if width is None else width
     shape = backbone.latent_shape(height, width)
 
     table = trace(solver or DPMpp2M(), levels_of(grid, steps, backbone.schedule), backbone.schedule)

@@ -11,7 +11,7 @@ from torch import Tensor
 Matrix = tuple[tuple[float, ...], ...]
 Terms = tuple[tuple[int, float], ...]
 
-_ZERO = torch.zeros(())
+_ZERO = torch.zeros((), device="cpu")
 
 
 def combine(
@@ -26,6 +26,8 @@ def combine(
         outputs = _per_image(C, registers, acc)
     else:
         merges, lines = _program(C)
+        if C and len(C[0]) != len(registers):
+            raise ValueError(f"C has {len(C[0])} columns for {len(registers)} registers")
         if merges:
             registers = list(registers)
             for j, k, ratio in merges:
@@ -49,11 +51,13 @@ def _line(terms: Terms, registers: Sequence[Tensor], acc: torch.dtype) -> Tensor
 def _per_image(C: Tensor, registers: Sequence[Tensor], acc: torch.dtype) -> list[Tensor]:
     B, M, N = C.shape
     outputs = []
+    if len(registers) != N:
+        raise ValueError(f"C has {N} columns for {len(registers)} registers")
     for m in range(M):
         out = torch.zeros_like(registers[0], dtype=acc)
         for n in range(N):
-            c = C[:, m, n].to(acc).view(B, *[1] * (out.dim() - 1))
-            out = torch.where(c != 0, out + c * registers[n], out)
+            c = C[:, m, n].to(device=out.device, dtype=acc).view(B, *[1] * (out.dim() - 1))
+            out = out + c * torch.where(c != 0, registers[n], 0.0)  # masked first: neither 0 * NaN nor its gradient
         outputs.append(out)
     return outputs
 

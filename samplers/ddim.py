@@ -46,9 +46,9 @@ def ancestral_up(s: Level, t: Level, eta: float) -> Scalar:
     """Standard deviation of the fresh noise of a step s -> t, in the units of x."""
     if eta == 0.0 or float(t.sigma) == 0.0:
         return 0.0
-    ratio = t.sigma * s.alpha / (s.sigma * t.alpha) if float(s.sigma) else float("inf")
-    if float(ratio) > 1.0:
+    if float(t.sigma) * float(s.alpha) > float(s.sigma) * float(t.alpha):
         raise ConfigError("a step with eta > 0 cannot go up in noise; use eta = 0 for inversion")
+    ratio = t.sigma * s.alpha / (s.sigma * t.alpha)
     return eta * t.sigma * sqrt(1.0 - ratio * ratio)
 
 

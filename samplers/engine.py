@@ -19,7 +19,7 @@ from ..kernels import ops
 from .levels import Level, NoiseSchedule
 from .noise import Tape
 from .prediction import Parametrisation, Prediction
-from .table import Table, Weights
+from .table import Table, Weights, check_same_schedule, compact, in_float64
 
 
 class Network(Protocol):
@@ -75,11 +75,10 @@ class Outputs(NamedTuple):  # made every tick: a NamedTuple costs a third of a f
     def _row(self, of_x: Any, of_out: Any) -> Tensor:
         if not self.tensors:
             raise NumericsError(f"this tick evaluates nothing, so there is no prediction at {self.level}")
-        if any(isinstance(w, Tensor) for w in self.weights):
-            guided = sum(_per_image(w, self.x) * t for w, t in zip(self.weights, self.tensors, strict=True))
-            return ops.combine(((float(of_x), float(of_out)),), (self.x, guided))[0]
-        line = (float(of_x), *(float(of_out) * w for w in self.weights))
-        return ops.combine((line,), (self.x, *self.tensors))[0]
+        line = [of_x, *(of_out * w for w in in_float64(self.weights))]
+        folded = compact([line], movable=[False] * len(line))
+        registers = (self.x, *self.tensors)
+        return ops.combine(folded.matrix, [registers[k] for k in folded.live])[0]
 
 
 def start(table: Table, x: Tensor, tick: int = 0) -> State:
@@ -96,6 +95,8 @@ def advance(table: Table, state: State, prediction: Prediction | Outputs, noise:
     """
     i, x, carry = state
     if isinstance(prediction, Outputs):
+        if len(prediction.tensors) != len(prediction.weights):
+            raise IncompatibleError(f"{len(prediction.tensors)} outputs cannot have {len(prediction.weights)} weights")
         folded = table.fold(i, len(carry), prediction.parametrisation, prediction.weights)
         registers = (x, *prediction.tensors, *carry, noise)
     else:
@@ -182,7 +183,11 @@ def solve(
     on_tick(i, state, prediction): called after tick i with the state it led to and the prediction (x0, eps) it used;
     may return another state (see `edit`).       first_tick: begin here (an image-to-image run).
     Gradients are off; differentiate through `advance` instead.
+    Errors: ConfigError for missing noise; IncompatibleError for a table of another schedule, a network whose outputs
+    are not one tensor of x's shape per branch, or an on_tick that returns something else than a State of the next tick.
     """
+    if table.origin is not network.schedule:
+        check_same_schedule(table.schedule, network.schedule)
     state = start(table, x, first_tick)
     report = Report(batch=x.shape[0])
     nodes, targets = table.plan.nodes, table.plan.targets
@@ -199,22 +204,41 @@ def solve(
         else:
             branches, weights = guidance.branches(i, None), guidance.weights(i, None, None)
             tensors = network(state.x, level, branches)
+        if not report.ticks:
+            _check_outputs(tensors, branches, state.x)
         prediction = Outputs(state.x, level, tensors, network.parametrisation, weights)
         noise = tape.normal(i, level, targets[i], state.x) if tape is not None and row.needs_noise else None
         state = advance(table, state, prediction, noise)
         if on_tick is not None:
-            state = on_tick(i, state, prediction) or state
+            changed = on_tick(i, state, prediction)
+            if changed is not None:
+                state = _checked(changed, state)
         now = time.perf_counter()
         report.ticks.append(TickRecord(i, level, branches, 1e3 * (now - clock)))
         clock = now
     return Result(state.x, report)
 
 
+def _check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:
+    """A network that returns a bare tensor would be unpacked over the batch, and other shapes would broadcast."""
+    if not isinstance(tensors, tuple) or len(tensors) != len(branches):
+        got = f"{len(tensors)} tensors" if isinstance(tensors, tuple) else type(tensors).__name__
+        raise IncompatibleError(f"the network must return a tuple of one tensor per branch {branches}, got {got}")
+    for tensor in tensors:
+        if tensor.shape != x.shape:
+            raise IncompatibleError(f"the network returned shape {tuple(tensor.shape)} for x of {tuple(x.shape)}")
+
+
+def _checked(changed: Any, state: State) -> State:
+    if not isinstance(changed, State) or changed.tick != state.tick:
+        raise IncompatibleError(
+            f"on_tick must return None or a State of tick {state.tick}, such as edit(table, state, x); got "
+            f"{f'tick {changed.tick}' if isinstance(changed, State) else type(changed).__name__}"
+        )
+    return changed
+
+
 def _as_state(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise IncompatibleError(f"x must be a floating-point tensor, got {x.dtype}")
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _per_image(weight: float | Tensor, x: Tensor) -> float | Tensor:
-    return weight.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) if isinstance(weight, Tensor) else weight

@@ -16,6 +16,7 @@ from .grids import Levels
 from .levels import DiscreteVP, NoiseSchedule, RectifiedFlow
 from .prediction import EPS, FLOW, X0, Parametrisation, V
 
+MAX_TRAIN_TIMESTEPS = 100_000
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES: dict[str, Parametrisation] = {
     "epsilon": EPS,
@@ -49,8 +50,10 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     """
     config = with_defaults(config)
     total = config["num_train_timesteps"]
-    if isinstance(total, bool) or not isinstance(total, int) or total < 2:
-        raise ConfigError(f"num_train_timesteps must be a whole number of at least 2, got {total!r}")
+    if isinstance(total, bool) or not isinstance(total, int) or not 2 <= total <= MAX_TRAIN_TIMESTEPS:
+        raise ConfigError(f"num_train_timesteps must be a whole number from 2 to {MAX_TRAIN_TIMESTEPS}, got {total!r}")
+    if config.get("thresholding"):
+        raise ConfigError("thresholding=True is not supported yet; thresholding=False leaves it out")
     if is_flow(config):
         shift_from_config(config)  # refuses what is not a plain shift
         return RectifiedFlow(time_scale=float(total))
@@ -139,8 +142,14 @@ def _refuse_other_processes(config: Mapping[str, Any]) -> None:
 def _betas(config: Mapping[str, Any], total: int) -> list[float]:
     """The per-step noise variances, in float64."""
     trained = config.get("trained_betas")
+    for key in ("beta_start", "beta_end"):
+        if isinstance(config[key], bool) or not isinstance(config[key], int | float):
+            raise ConfigError(f"{key} must be a number, got {config[key]!r}")
     if trained is not None:
-        betas = [float(beta) for beta in trained]
+        try:
+            betas = [float(beta) for beta in trained]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"trained_betas must be a list of numbers, got {str(trained)[:60]}") from error
         if len(betas) != total:
             raise ConfigError(f"trained_betas has {len(betas)} values for num_train_timesteps={total}")
     else:

@@ -1,15 +1,16 @@
 """Grids: (schedule, n) -> the n + 1 levels of a run of n steps.
 
-Every grid starts at the schedule's noisiest level. By default it ends at sigma = 0, so the last step returns the
-predicted clean image; ``to_zero=False`` ends at the cleanest trained level instead, as the papers' order statements
-need. Times are real numbers: a grid never rounds what the network is fed, except the three spacings that are defined
-by rounding (``linspace``, ``leading``, ``trailing``), which use the level *of the rounded time*.
+Every grid but ``leading`` starts at the schedule's noisiest level. By default it ends at sigma = 0, so the last step
+returns the predicted clean image; ``to_zero=False`` ends at the cleanest trained level instead, as the papers' order
+statements need. Times are real numbers: a grid never rounds what the network is fed, except the three spacings that
+are defined by rounding (``linspace``, ``leading``, ``trailing``), which use the level *of the rounded time*.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 from ..errors import ConfigError
 from .levels import DiscreteVP, Level, NoiseSchedule, level_at
@@ -22,9 +23,9 @@ MAX_STEPS = 10_000
 
 def check_steps(n: int) -> int:
     """`n` as an int in 1..10,000, or ConfigError."""
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_STEPS:
+    if isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= MAX_STEPS:
         raise ConfigError(f"steps must be a whole number from 1 to {MAX_STEPS}, got {n!r}")
-    return n
+    return int(n)
 
 
 def _ends(schedule: NoiseSchedule) -> tuple[Level, Level]:
@@ -60,6 +61,8 @@ def uniform_lambda(schedule: NoiseSchedule, n: int, *, to_zero: bool = True) -> 
 
 def karras(schedule: NoiseSchedule, n: int, *, rho: float = 7.0, to_zero: bool = True) -> Levels:
     """Equal steps in (sigma / alpha)^(1/rho) (Karras et al. 2022, arXiv:2206.00364, equation 5)."""
+    if not (math.isfinite(rho) and rho > 0.0):
+        raise ConfigError(f"rho must be a positive number, got {rho!r}")
     top, bottom = _ends(schedule)
     a, b = (math.exp(-float(e.lam) / rho) for e in (top, bottom))
     nodes = [level_at(schedule, -rho * math.log(a + (b - a) * f)) for f in _ramp(n, to_zero)]

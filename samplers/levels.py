@@ -11,7 +11,9 @@ is fed; nothing here rounds or truncates them.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,7 +54,6 @@ class NoiseSchedule(Protocol):
     @property
     def cleanest(self) -> Level:
         """The least noisy level the network was trained at (sigma > 0)."""
-        ...
 
     @property
     def clean(self) -> Level:
@@ -106,7 +107,7 @@ class DiscreteVP:
         a = self.alphas_cumprod
         falling = all(p > q for p, q in zip(a, a[1:], strict=False))
         if len(a) < 2 or not falling or not (a[0] < 1.0 and a[-1] >= 0.0):
-            raise ConfigError("alphas_cumprod must be at least 2 numbers in [0, 1), strictly decreasing")
+            raise ConfigError("alphas_cumprod must be 2 or more numbers in (0, 1), strictly decreasing (0 at the end)")
         lams = tuple(0.5 * (math.log(q) - math.log1p(-q)) if q > 0 else -math.inf for q in a)
         object.__setattr__(self, "_lams", lams)
 
@@ -173,9 +174,6 @@ class DiscreteVP:
         return i + (a - lam) / (a - b) if a != lam else float(i)
 
     def describe(self) -> dict[str, float | int | str]:
-        import hashlib
-        import struct
-
         packed = struct.pack(f"<{len(self.alphas_cumprod)}d", *self.alphas_cumprod)
         return {"kind": "DiscreteVP", "n": len(self.alphas_cumprod), "sha256": hashlib.sha256(packed).hexdigest()}
 
@@ -194,6 +192,10 @@ class LinearVP:
     beta_0: float = 0.1
     beta_1: float = 20.0
     t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.beta_0 < self.beta_1 < math.inf and 0.0 < self.t_min < 1.0):
+            raise ConfigError(f"expected 0 <= beta_0 < beta_1 and 0 < t_min < 1, got {self}")
 
     @property
     def noisiest(self) -> Level:
@@ -229,6 +231,10 @@ class EDM:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ConfigError(f"expected 0 < sigma_min < sigma_max, got {self}")
+
     @property
     def noisiest(self) -> Level:
         return self.level(self.sigma_max)
@@ -263,6 +269,10 @@ class RectifiedFlow:
 
     time_scale: float = 1.0
     t_eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.time_scale < math.inf and 0.0 < self.t_eps < 0.5):
+            raise ConfigError(f"expected time_scale > 0 and 0 < t_eps < 0.5, got {self}")
 
     @property
     def noisiest(self) -> Level:

@@ -30,7 +30,7 @@ class Tape(Protocol):
 class NoiseTape:
     """Noise keyed by (seed of the image, tick): image k is the same alone, in any batch, and when a run resumes.
 
-    seeds: one per image of the batch.
+    seeds: one per image of the batch. The ends s, t of the tick do not enter (see docs/decisions.md).
     """
 
     seeds: tuple[int, ...]
@@ -38,7 +38,7 @@ class NoiseTape:
     def normal(self, i: int, s: Level, t: Level, x: Tensor) -> Tensor:
         if x.shape[0] != len(self.seeds):
             raise ConfigError(f"the tape has {len(self.seeds)} seeds for a batch of {x.shape[0]} images")
-        images = [_cpu_normal(_mix(seed, i), x.shape[1:]) for seed in self.seeds]
+        images = [_cpu_normal(_mix(seed, i) >> 32, x.shape[1:]) for seed in self.seeds]
         return torch.stack(images).to(device=x.device, dtype=x.dtype)
 
 
@@ -62,14 +62,18 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def check_seed(seed: int) -> int:
-    """`seed` if it is in 0..2^63 - 1, else ConfigError."""
+    """`seed` if it is in 0..2^63 - 1, else ConfigError.
+
+    torch's CPU generator, and so diffusers' and ours, uses the low 32 bits: seeds 2^32 apart give equal noise.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise ConfigError(f"a seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     return seed
 
 
 def _cpu_normal(seed: int, shape: Sequence[int]) -> Tensor:
-    return torch.randn(tuple(shape), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+    generator = torch.Generator("cpu").manual_seed(check_seed(seed))
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _draw(generator: torch.Generator | None, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -102,6 +103,7 @@ FLOW = Parametrisation("flow", _flow_x0, _flow_eps)
 """out = eps - x0, the velocity of x = (1 - t) x0 + t eps (Liu et al. 2022, arXiv:2209.03003)."""
 
 
+@lru_cache
 def edm(sigma_data: float = 0.5) -> Parametrisation:
     """out = F of x0 = c_skip x + c_out F with alpha = 1 (Karras et al. 2022, arXiv:2206.00364, equation 7)."""
 

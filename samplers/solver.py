@@ -32,16 +32,6 @@ class Plan:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def first(self, i: int) -> int:
-        """The first tick of tick i's step."""
-        return i - self.stage[i]
-
-    def last(self, i: int) -> int:
-        """The last tick of tick i's step."""
-        while i + 1 < len(self) and self.step[i + 1] == self.step[i]:
-            i += 1
-        return i
-
     @classmethod
     def of(cls, ticks: Iterable[tuple[Level, Level, int, int, int]]) -> Plan:
         """From (node, target, step, stage, order) per tick."""
@@ -70,15 +60,19 @@ class Solver(Protocol):
 
 
 def one_tick_plan(levels: Levels, order: int = 1, *, lower_order_final: bool = False) -> Plan:
-    """One evaluation an interval. Intervals that touch alpha = 0 or sigma = 0 have order 1; with `lower_order_final`
-    the last `order - 1` intervals ramp down to order 1."""
+    """One evaluation an interval, at most of the given order.
+
+    Intervals that touch alpha = 0 or sigma = 0 have order 1, and history does not reach back over them or over a turn
+    (a run that rises after falling). With `lower_order_final` the last `order - 1` intervals ramp down to order 1.
+    """
     check_levels(levels)
     n = len(levels) - 1
-    ticks = []
+    ticks, past, before = [], 0, 0.0  # past: earlier intervals that continue into this one
     for i, (s, t) in enumerate(zip(levels, levels[1:], strict=False)):
-        allowed = order if has_finite_h(s, t) else 1
-        if lower_order_final:
-            allowed = min(allowed, n - i)
+        h = float(t.lam) - float(s.lam) if has_finite_h(s, t) else 0.0
+        past = past + 1 if h * before > 0.0 else 0
+        before = h
+        allowed = min(order, past + 1, n - i if lower_order_final else order)
         ticks.append((s, t, i, 0, allowed))
     return Plan.of(ticks)
 

@@ -29,6 +29,9 @@ Matrix = tuple[tuple[float, ...], ...]
 Weights = tuple[float | Tensor, ...]  # one per network output; Tensor[B] where images differ
 
 
+_MAX_FOLDED = 65_536
+
+
 class Row(NamedTuple):
     """One tick: float64 coefficients [outputs][inputs]; outputs are x_next, then the next carry.
 
@@ -98,7 +101,7 @@ def move_of(line: Sequence[float]) -> int | None:
 class Table:
     """A run, known before it starts: a plan and one row per tick (and per carry length that can occur there).
 
-    solver: the solver's repr.       schedule: the schedule's `describe()`.
+    solver: the solver's repr.       schedule: the schedule's `describe()`; origin: the schedule itself, if traced.
     keeps_edits: see Solver.         Equality is of the contents, bit for bit.
     """
 
@@ -107,6 +110,7 @@ class Table:
     schedule: dict[str, Any]
     keeps_edits: bool
     _rows: dict[tuple[int, int], Row] = field(repr=False)
+    origin: NoiseSchedule | None = field(default=None, repr=False)
     _tracer: tuple[Solver, Plan] | None = field(default=None, repr=False)
     _folded: dict[Any, Folded] = field(default_factory=dict, repr=False)
 
@@ -116,8 +120,8 @@ class Table:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Table):
             return NotImplemented
-        same = (self.plan, self.solver, self.schedule) == (other.plan, other.solver, other.schedule)
-        return same and self.all_rows() == other.all_rows()
+        ours, theirs = ((t.plan, t.solver, t.schedule, t.keeps_edits) for t in (self, other))
+        return ours == theirs and self.all_rows() == other.all_rows()
 
     def row(self, i: int, carry_length: int = 0) -> Row:
         """Tick i for a state that remembers `carry_length` vectors."""
@@ -165,6 +169,8 @@ class Table:
         if folded is None:
             folded = fold(self.row(i, carry_length), parametrisation, weights)
             if not any(isinstance(w, Tensor) for w in weights):
+                if len(self._folded) >= _MAX_FOLDED:  # weights that change at every tick of many runs
+                    self._folded.clear()
                 self._folded[key] = folded
         return folded
 
@@ -175,7 +181,7 @@ class Table:
         if folded is None:
             row = self.row(i, carry_length)
             movable = (True, False, False, *(True for _ in row.inputs[3:]))
-            folded = self._folded[key] = _compact([list(line) for line in row.coefficients], movable)
+            folded = self._folded[key] = compact([list(line) for line in row.coefficients], movable)
         return folded
 
     def explain(self) -> str:
@@ -205,7 +211,7 @@ def trace(solver: Solver, levels: Levels, schedule: NoiseSchedule) -> Table:
     NumericsError for a coefficient that is not finite, naming tick and level.
     """
     plan = solver.plan(levels, schedule)
-    table = Table(plan, repr(solver), schedule.describe(), solver.keeps_edits, {}, (solver, plan))
+    table = Table(plan, repr(solver), schedule.describe(), solver.keeps_edits, {}, schedule, (solver, plan))
     _ = table.rows  # whatever cannot work should fail here, not in the middle of a run
     return table
 
@@ -219,6 +225,7 @@ def fold(row: Row, parametrisation: Parametrisation, weights: Weights) -> Folded
     x, x0, eps, *rest = columns
     a, b = parametrisation.x0_row(row.level) if any(x0) else (0.0, 0.0)
     c, d = parametrisation.eps_row(row.level) if any(eps) else (0.0, 0.0)
+    weights = in_float64(weights)
     lines: list[list[Any]] = []
     for k in range(len(row.coefficients)):
         out = x0[k] * b + eps[k] * d
@@ -226,12 +233,20 @@ def fold(row: Row, parametrisation: Parametrisation, weights: Weights) -> Folded
         lines.append([folded_x, *(out * w if out != 0.0 else 0.0 for w in weights), *(v[k] for v in rest)])
     # A network may reuse its output buffer for the next call, so an output that is remembered is copied, not renamed.
     movable = (True, *(False for _ in weights), *(True for _ in rest))
-    return _compact(lines, movable)
+    return compact(lines, movable)
 
 
-def _compact(lines: list[list[Any]], movable: Sequence[bool]) -> Folded:
-    """Drop moves and registers that nothing reads; plain numbers become a tuple, per-image ones a tensor."""
-    batch = next((v for line in lines for v in line if isinstance(v, Tensor) and v.dim() == 1), None)
+def in_float64(weights: Weights) -> Weights:
+    """Coefficients are float64 on the host, whatever the dtype of learned or measured weights."""
+    return tuple(w.double() if isinstance(w, Tensor) else w for w in weights)
+
+
+def compact(lines: list[list[Any]], movable: Sequence[bool]) -> Folded:
+    """Executable form of [outputs][registers] numbers: moves and registers that nothing reads are dropped.
+
+    Where a cell is a Tensor[B] (or a 0-d tensor) the matrix is a tensor [B or 1, outputs, live], else a tuple.
+    """
+    tensors = [v for line in lines for v in line if isinstance(v, Tensor)]
     sources: list[tuple[bool, int]] = []
     computed: list[list[Any]] = []
     for line in lines:
@@ -242,10 +257,11 @@ def _compact(lines: list[list[Any]], movable: Sequence[bool]) -> Folded:
             sources.append((False, len(computed)))
             computed.append(line)
     live = tuple(k for k in range(len(movable)) if any(isinstance(ln[k], Tensor) or ln[k] != 0.0 for ln in computed))
-    if batch is None:
+    if not tensors:
         return Folded(live, tuple(tuple(float(line[k]) for k in live) for line in computed), tuple(sources))
-    cells = [[torch.as_tensor(line[k], dtype=torch.float64, device=batch.device) for k in live] for line in computed]
-    rows = [torch.stack([cell.expand(batch.shape[0]) for cell in line], dim=-1) for line in cells]
+    size, device = max(v.numel() for v in tensors), tensors[0].device
+    cells = [[torch.as_tensor(line[k], dtype=torch.float64, device=device) for k in live] for line in computed]
+    rows = [torch.stack([cell.expand(size) for cell in line], dim=-1) for line in cells]
     return Folded(live, torch.stack(rows, dim=1), tuple(sources))
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
+import re
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import ConfigError, IncompatibleError
+from ..files import write_atomic
 from .grids import MAX_STEPS
 from .levels import Level, NoiseSchedule
 from .solver import Plan
@@ -25,6 +25,8 @@ VERSION = 1
 MAX_HEADER_BYTES = 16 << 20
 MAX_TICKS = MAX_STEPS
 MAX_VECTORS = 64  # registers or outputs of one tick
+PLAN = ("nodes", "targets", "step", "stage", "order")
+ROW = re.compile(r"row\.(\d{1,5})\.(\d{1,2})")
 
 
 def save(table: Table, path: str | PathLike[str]) -> None:
@@ -41,16 +43,11 @@ def save(table: Table, path: str | PathLike[str]) -> None:
     for name in ("step", "stage", "order"):
         tensors[name] = torch.tensor(getattr(plan, name), dtype=torch.int64)
     header = {"solver": table.solver, "schedule": table.schedule, "keeps_edits": table.keeps_edits}
-    data = to_bytes(tensors, {"format": FORMAT, "version": str(VERSION), "table": json.dumps(header)})
-    target = Path(path)
-    handle, scratch = tempfile.mkstemp(dir=target.parent or Path(), prefix=f".{target.name}.", suffix=".tmp")
+    data = to_bytes(tensors, {"format": FORMAT, "version": str(VERSION), "table": json.dumps(header, allow_nan=False)})
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(scratch, target)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+        write_atomic(Path(path), data)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ConfigError(f"the table cannot be written to {Path(path).name}: {error.strerror}") from error
 
 
 def load(path: str | PathLike[str], schedule: NoiseSchedule | None = None) -> Table:
@@ -63,8 +60,8 @@ def load(path: str | PathLike[str], schedule: NoiseSchedule | None = None) -> Ta
     plan = _plan(tensors, path)
     rows = {}
     for name, tensor in tensors.items():
-        if name.startswith("row."):
-            i, length = _row_key(name, path)
+        if match := ROW.fullmatch(name):
+            i, length = int(match[1]), int(match[2])
             rows[i, length] = _row(tensor, plan, i, length, path)
     table = Table(plan, header["solver"], header["schedule"], header["keeps_edits"], rows)
     table.all_rows()  # complete, or ConfigError
@@ -87,29 +84,48 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            _check_entries(file, metadata, path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise _refuse(path, str(error).splitlines()[0]) from error
+    return _header(metadata.get("table", ""), path), tensors
+
+
+def _check_entries(file: Any, metadata: dict[str, str], path: Path) -> None:
+    """A table of this version with nothing but small entries of the known names, before any is read."""
     if metadata.get("format") != FORMAT:
         raise _refuse(path, "it is a safetensors file of another kind")
     if metadata.get("version") != str(VERSION):
         raise IncompatibleError(f"{path.name} has table version {metadata.get('version')!r}, this fewstep reads "
                                 f"version {VERSION}; make the table again")  # fmt: skip
+    for name in file.keys():
+        shape = file.get_slice(name).get_shape()
+        if name not in PLAN and not ROW.fullmatch(name):
+            raise _refuse(path, f"it has an entry {name[:40]!r}")
+        limits = (MAX_TICKS, 3) if name in PLAN else (MAX_VECTORS, MAX_VECTORS)
+        if not 1 <= len(shape) <= 2 or any(n > limit for n, limit in zip(shape, limits, strict=False)):
+            raise _refuse(path, f"its entry {name} has the shape {shape}")
+
+
+def _header(text: str, path: Path) -> dict[str, Any]:
+    def refuse_constant(name: str) -> None:
+        raise ValueError(name)
+
     try:
-        header = json.loads(metadata.get("table", ""))
-        fields = (header["solver"], header["schedule"], header["keeps_edits"])
-    except (ValueError, KeyError, TypeError) as error:
+        header = json.loads(text, parse_constant=refuse_constant)
+        fields = (header["solver"], header["schedule"], header["keeps_edits"], header["schedule"]["kind"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _refuse(path, "its header does not describe a table") from error
-    if not all(isinstance(v, kind) for v, kind in zip(fields, (str, dict, bool), strict=True)):
+    well_typed = all(isinstance(v, kind) for v, kind in zip(fields, (str, dict, bool, str), strict=True))
+    if not well_typed or not (fields[0].isprintable() and fields[3].isprintable()):
         raise _refuse(path, "its header does not describe a table")
-    return header, tensors
+    return header
 
 
 def _plan(tensors: dict[str, torch.Tensor], path: Any) -> Plan:
-    needed = ("nodes", "targets", "step", "stage", "order")
-    if any(name not in tensors for name in needed):
-        raise _refuse(path, f"it lacks one of {', '.join(needed)}")
-    nodes, targets, *counts = (tensors[name] for name in needed)
+    if any(name not in tensors for name in PLAN):
+        raise _refuse(path, f"it lacks one of {', '.join(PLAN)}")
+    nodes, targets, *counts = (tensors[name] for name in PLAN)
     n = nodes.shape[0] if nodes.dim() == 2 else 0
     shapes = [tuple(nodes.shape), tuple(targets.shape), *(tuple(c.shape) for c in counts)]
     if not 1 <= n <= MAX_TICKS or shapes != [(n, 3), (n, 3), (n,), (n,), (n,)]:
@@ -117,18 +133,24 @@ def _plan(tensors: dict[str, torch.Tensor], path: Any) -> Plan:
     if nodes.dtype != torch.float64 or targets.dtype != torch.float64 or any(c.dtype != torch.int64 for c in counts):
         raise _refuse(path, "its plan has wrong dtypes")
     levels = [tuple(Level(*line) for line in t.tolist()) for t in (nodes, targets)]
-    for node, target in zip(*levels, strict=True):
-        if not all(math.isfinite(v) for v in (*node, *target)):
-            raise _refuse(path, "it has a level that is not finite")
-    return Plan(levels[0], levels[1], *(tuple(c.tolist()) for c in counts))
+    plan = Plan(levels[0], levels[1], *(tuple(c.tolist()) for c in counts))
+    _check_plan(plan, path)
+    return plan
 
 
-def _row_key(name: str, path: Any) -> tuple[int, int]:
-    try:
-        i, length = (int(part) for part in name.split(".")[1:])
-    except ValueError as error:
-        raise _refuse(path, f"it has an entry {name[:40]!r}") from error
-    return i, length
+def _check_plan(plan: Plan, path: Any) -> None:
+    """Levels are levels, each tick begins where the one before ended, counts are counts."""
+    for level in (*plan.nodes, *plan.targets):
+        fits = all(map(math.isfinite, level)) and min(level.alpha, level.sigma) >= 0 < level.alpha + level.sigma
+        if not fits:
+            raise _refuse(path, f"it has a level that is not finite or no noise level: {tuple(level)}")
+    if plan.nodes[1:] != plan.targets[:-1]:
+        raise _refuse(path, "its ticks do not begin where the ones before end")
+    step, stage = 0, -1
+    for i in range(len(plan)):
+        step, stage = (step, stage + 1) if plan.step[i] == step else (step + 1, 0)
+        if (plan.step[i], plan.stage[i]) != (step, stage) or not 1 <= plan.order[i] <= MAX_VECTORS:
+            raise _refuse(path, f"tick {i} has step {plan.step[i]}, stage {plan.stage[i]}, order {plan.order[i]}")
 
 
 def _row(tensor: torch.Tensor, plan: Plan, i: int, length: int, path: Any) -> Any:

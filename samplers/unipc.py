@@ -87,7 +87,11 @@ class UniPC:
 
 
 def base(s: Level, t: Level, x: Any, m0: Any) -> Any:
-    """The first-order step from a corrected state (sigma_s > 0)."""
+    """The first-order step from a corrected state (0 < sigma_s); with eps = (x - alpha_s m0) / sigma_s where h is
+    infinite."""
+    if not has_finite_h(s, t):
+        ratio = t.sigma / s.sigma
+        return ratio * x + (t.alpha - ratio * s.alpha) * m0
     return (t.sigma / s.sigma) * x - (t.alpha * q1(t.lam - s.lam)) * m0
 
 

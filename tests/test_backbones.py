@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import fewstep
 from fewstep.errors import ConfigError, FewstepError, IncompatibleError
 from fewstep.samplers import DDIM, EPS, V, trailing
-from fewstep.samplers.backbones import backbone_of, load_backbone, read_schedule
+from fewstep.samplers.backbones import backbone_of, check_model, load_backbone, read_schedule
 
 from .ldm import single_file_state
 from .tiny import tiny_ddim, tiny_sd, tiny_sdxl
@@ -172,7 +172,8 @@ def refused(model, match: str, **options) -> None:
 def test_what_is_no_model_is_refused_in_one_line(folder, tmp_path):
     refused(tmp_path, "no model_index.json")
     refused(tmp_path / "missing", "there is no model 'missing'")
-    refused("no such thing", "expected an embedded name")
+    refused("no such thing", "expected a diffusers folder")
+    refused("tiny-sd", "embedded models")
     (tmp_path / "model.ckpt").write_bytes(pickle.dumps({"a": 1}))
     refused(tmp_path / "model.ckpt", "pickled checkpoint")
     refused("somewhere/else.ckpt", "pickled checkpoint")
@@ -180,6 +181,31 @@ def test_what_is_no_model_is_refused_in_one_line(folder, tmp_path):
     refused(tmp_path / "broken.safetensors", "not a readable .safetensors")
     (tmp_path / "notes.txt").write_text("hello")
     refused(tmp_path / "notes.txt", "is no .safetensors file")
+
+
+def test_hub_ids_may_have_dots():
+    assert check_model("stabilityai/stable-diffusion-xl-base-1.0") == check_model("owner/name") == "hub"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"beta_start": "x"},
+        {"beta_end": None},
+        {"trained_betas": 5},
+        {"num_train_timesteps": 10**9},
+        {"beta_schedule": "steep"},
+        {"prediction_type": "score"},
+        {"thresholding": True},
+    ],
+)
+def test_configs_that_cannot_be(folder, tmp_path, change):
+    import shutil
+
+    copy = Path(shutil.copytree(folder, tmp_path / "changed"))
+    file = copy / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    refused(copy, next(iter(change)))
 
 
 def test_damaged_folders_are_refused(folder, tmp_path):

@@ -25,12 +25,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LAYERS = {
     "errors": set(),
     "names": set(),
+    "files": set(),
     "kernels": set(),
-    "samplers": {"kernels"},
+    "samplers": {"kernels", "files"},
     "guidance": {"samplers", "kernels"},
     "inverse": {"guidance", "samplers", "kernels"},
     "models": {"samplers", "kernels"},
-    "cli": {"inverse", "guidance", "samplers", "kernels", "models", "names"},
+    "cli": {"inverse", "guidance", "samplers", "kernels", "models", "names", "files"},
     "benchmarks": {"inverse", "guidance", "samplers", "kernels", "models", "cli"},
 }
 DIFFUSERS_HOMES = (

@@ -96,7 +96,18 @@ def metadata_is(name, value):
         (replaced("row.1.1", torch.zeros(2, 5)), "float32"),
         (replaced("row.9.0", torch.zeros(2, 4, dtype=torch.float64)), "tick 9"),
         (replaced("row.x", torch.zeros(1)), "entry"),
-        (replaced("nodes", torch.zeros(20_000, 3, dtype=torch.float64)), "shapes"),
+        (replaced("nodes", torch.zeros(20_000, 3, dtype=torch.float64)), "shape"),
+        (replaced("nodes", torch.zeros(4, 3, dtype=torch.float64)), "no noise level"),
+        (set_value("nodes", (1, 1), -1.0), "no noise level"),
+        (set_value("nodes", (1, 1), 0.5), "do not begin where"),
+        (set_value("stage", 1, 10**15), "stage"),
+        (set_value("step", 2, -5), "step -5"),
+        (set_value("order", 0, -5), "order -5"),
+        (replaced("junk", torch.zeros(1)), "entry 'junk'"),
+        (metadata_is("table", "[" * 200_000), "does not describe"),
+        (metadata_is("table", json.dumps({"solver": "s", "schedule": {}, "keeps_edits": True})), "does not describe"),
+        (metadata_is("table", '{"solver": "s", "schedule": {"kind": "x", "n": NaN}, "keeps_edits": true}'), "describe"),
+        (metadata_is("table", '{"solver": "\\u001b", "schedule": {"kind": "x"}, "keeps_edits": true}'), "describe"),
         (metadata_is("version", "99"), "version '99'"),
         (metadata_is("format", "other"), "another kind"),
         (metadata_is("table", "[]"), "does not describe"),
@@ -138,3 +149,22 @@ def test_explain_shows_every_coefficient():
     for row in table.rows:
         for value in itertools.chain.from_iterable(row.coefficients):
             assert value in (0.0, 1.0, -1.0) or f"{abs(value):.6g}" in text
+
+
+def test_tables_that_differ_are_not_equal(tmp_path):
+    def flip(tensors, metadata):
+        metadata["table"] = metadata["table"].replace('"keeps_edits": true', '"keeps_edits": false')
+
+    table = trace(DPMpp2M(), uniform_lambda(SD, 4), SD)
+    assert Table.load(tampered(tmp_path, flip)) != table
+    assert trace(DPMpp2M("taylor"), uniform_lambda(SD, 4), SD) != table
+
+
+def test_tables_are_readable_by_others_and_go_where_they_can(tmp_path):
+    table = trace(DPMpp2M(), uniform_lambda(SD, 4), SD)
+    table.save(tmp_path / "run.table")
+    (tmp_path / "plain").write_bytes(b"")
+    assert (tmp_path / "run.table").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    for place in (tmp_path / "missing" / "run.table", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            table.save(place)

@@ -54,8 +54,8 @@ def load_backbone(
     ConfigError (one line) for what is not there, not readable, not safe; IncompatibleError for another kind of model.
     """
     place, precision = check_device(device), check_dtype(dtype)
-    kind = check_model(model)
-    load = _load_file if kind == "file" else _load_folder_or_hub
+    load = _load_file if check_model(model) == "file" else _load_folder_or_hub
+    read_schedule(model, revision=revision)  # a config that cannot be is refused before any weight is read
     try:
         pipe = load(model, precision, variant, revision)
     except FewstepError:
@@ -101,9 +101,11 @@ def check_model(model: str) -> str:
     if path.is_file():
         _check_safetensors(path)
         return "file"
-    if path.suffix or path.is_absolute() or not _HUB_ID.fullmatch(model):
-        raise ConfigError(f"there is no model {_shown(model)}: expected an embedded name, a diffusers folder, "
-                          "a .safetensors file or a hub id like owner/name")  # fmt: skip
+    if path.suffix.lower() == ".safetensors" or path.is_absolute() or not _HUB_ID.fullmatch(model):
+        raise ConfigError(
+            f"there is no model {_shown(model)}: expected a diffusers folder, a .safetensors file or a hub id like "
+            "owner/name (embedded models: the folder that fewstep.models.embedded(name) gives)"
+        )
     return "hub"
 
 
@@ -200,7 +202,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"{path.name} is too large to be a config")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, FewstepError):
             raise
         raise ConfigError(f"{path.name} of the model cannot be read: {_first_line(error)}") from error

@@ -99,9 +99,11 @@ class StableDiffusion:
         upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False) and self.family == "sdxl"
         if upcast:
             vae.to(dtype=torch.float32)
-        images = vae.decode(raw.to(vae.dtype), return_dict=False)[0]
-        if upcast:
-            vae.to(dtype=torch.float16)
+        try:
+            images = vae.decode(raw.to(vae.dtype), return_dict=False)[0]
+        finally:
+            if upcast:
+                vae.to(dtype=torch.float16)
         if getattr(self.pipe, "safety_checker", None) is not None:
             images, _ = self.pipe.run_safety_checker(images, self.device, self.pipe.unet.dtype)
         return (images.float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
