@@ -19,11 +19,13 @@ from fewstep.samplers import (
     RectifiedFlow,
     check_levels,
     from_times,
+    karras,
     leading,
     level_at,
     linspace,
     trailing,
     uniform_lambda,
+    uniform_time,
 )
 
 SD = DiscreteVP.scaled_linear()
@@ -50,6 +52,36 @@ def test_discrete_levels_are_the_trained_ones():
         assert math.isclose(SD.level(i).alpha ** 2, abar, rel_tol=1e-12)
 
 
+@pytest.mark.parametrize("i", [0, 1, 417, 998])
+def test_discrete_lam_is_linear_between_the_trained_times(i):
+    a, b = SD.level(i).lam, SD.level(i + 1).lam
+    for f in (0.25, 0.5, 0.75):
+        level = SD.level(i + f)
+        assert level.time == i + f
+        assert math.isclose(level.lam, a + f * (b - a), rel_tol=1e-12, abs_tol=1e-12)
+
+
+def test_discrete_sigmas_are_those_of_diffusers():
+    """Its sigma / alpha is float32: near time 0 it loses 6e-8 / (1 - abar) = 7e-5 in sigma^2."""
+    from diffusers import EulerDiscreteScheduler
+
+    peer = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    sigmas = peer.sigmas[:1000].flip(0).tolist()  # of the times 0, 1, ..., 999
+    for i, sigma in enumerate(sigmas):
+        assert math.isclose(SD.level(i).sigma / SD.level(i).alpha, sigma, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize(("beta_0", "beta_1"), [(0.1, 20.0), (0.2, 7.0)])
+@pytest.mark.parametrize("time", [0.1, 0.5, 1.0])
+def test_linear_alpha_is_the_integral_of_beta(beta_0, beta_1, time):
+    """log alpha = -1/2 int_0^t beta, by 1000 midpoints (exact: beta is linear)."""
+    beta = [beta_0 + time * (k + 0.5) / 1000 * (beta_1 - beta_0) for k in range(1000)]
+    log_alpha = -0.5 * time * math.fsum(beta) / 1000
+    level = LinearVP(beta_0, beta_1).level(time)
+    assert math.isclose(math.log(level.alpha), log_alpha, rel_tol=1e-12)
+    assert math.isclose(level.sigma, math.sqrt(1 - math.exp(2 * log_alpha)), rel_tol=1e-12)
+
+
 def test_zero_terminal_snr_reaches_pure_noise():
     schedule = DiscreteVP.from_betas([0.001 + 0.00002 * i for i in range(1000)], zero_terminal_snr=True)
     assert schedule.noisiest.alpha == 0.0 and schedule.noisiest.lam == -math.inf
@@ -71,6 +103,46 @@ def test_grids_fall_from_the_noisiest_level_to_zero(schedule, name, n):
     assert all(a.lam < b.lam for a, b in itertools.pairwise(levels))
     if name != "leading":
         assert levels[0] == schedule.noisiest
+
+
+def ends_of(schedule):
+    """sigma / alpha at the ends of the grids that are made in lam; a flow's top mirrors its bottom (1 - t_eps)."""
+    bottom = schedule.cleanest.sigma / schedule.cleanest.alpha
+    top = schedule.noisiest
+    return (top.sigma / top.alpha if top.alpha else 1 / bottom), bottom
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize(("n", "rho", "to_zero"), [(10, 7.0, True), (10, 3.0, True), (9, 7.0, False)])
+def test_karras_is_equation_5(schedule, n, rho, to_zero):
+    """sigma_i = (max^(1/rho) + i / (N - 1) (min^(1/rho) - max^(1/rho)))^rho for N = 10 nodes; 0 is appended."""
+    high, low = ends_of(schedule)
+    levels = karras(schedule, n, rho=rho, to_zero=to_zero)
+    assert len(levels) == 10 + to_zero and (levels[-1].sigma == 0.0) == to_zero
+    for i in range(1, 10):
+        expected = (high ** (1 / rho) + i / 9 * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+        assert math.isclose(levels[i].sigma / levels[i].alpha, expected, rel_tol=1e-9)
+    assert levels[0] == schedule.noisiest
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("to_zero", [True, False])
+def test_uniform_lambda_has_equal_steps_of_lam(schedule, to_zero):
+    high, low = ends_of(schedule)
+    levels = uniform_lambda(schedule, 10 if to_zero else 9, to_zero=to_zero)
+    for i in range(1, 10):
+        expected = -math.log(high) + i / 9 * (math.log(high) - math.log(low))
+        assert math.isclose(math.log(levels[i].alpha / levels[i].sigma), expected, rel_tol=1e-9, abs_tol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("to_zero", [True, False])
+def test_uniform_time_has_equal_steps_of_time(schedule, to_zero):
+    high, low = schedule.noisiest.time, schedule.cleanest.time
+    levels = uniform_time(schedule, 10 if to_zero else 9, to_zero=to_zero)
+    for i, level in enumerate(levels[:10]):
+        assert math.isclose(level.time, high + i / 9 * (low - high), rel_tol=1e-12, abs_tol=1e-9)
+        assert (level.alpha, level.sigma) == schedule.level(level.time)[1:]
 
 
 def test_spacings_are_those_of_diffusers():
