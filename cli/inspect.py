@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from . import checks, options
+from . import checks, options, shell
 from .console import complain, emit, printable
 
 EXAMPLES = """\b
@@ -33,7 +33,8 @@ def inspect(png: options.Pictures, format: options.Format = "human", debug: opti
             complain(str(error))
             continue
         if format == "json":
-            emit(json.dumps({"file": file, "record": fields, "command": record.command(fields)}))
+            found = {"file": file, "record": fields, "command": shell.join(record.command(fields))}
+            emit(json.dumps(found, allow_nan=False))
         else:
             _print(file, fields, first=number == 0)
     return 2 if failed else 0
@@ -58,7 +59,10 @@ def _print(file: str, fields: dict[str, Any], *, first: bool) -> None:
     emit(("" if first else "\n") + f"{'file':<10} {printable(file)}")
     for name, value in describe(fields).items():
         emit(f"{name:<10} {printable(value)}")
-    emit(f"{'command':<10} {printable(record.command(fields))}")
+    words = record.command(fields)
+    emit(f"{'command':<10} {shell.shown(words)}")
+    if not shell.exact(words):
+        emit(f"{'note':<10} the command has characters that cannot be typed here: --format json has it exactly")
 
 
 def describe(fields: dict[str, Any]) -> dict[str, str]:

@@ -5,8 +5,6 @@ Reading walks the chunks of the file with hard limits, so that a hostile picture
 
 from __future__ import annotations
 
-import os
-import secrets
 import struct
 import time
 import zlib
@@ -59,6 +57,8 @@ def _read(stream: BinaryIO, name: str) -> PngText:
         data = _checked(stream, kind, length, wanted, name)
         if number == 0:
             size = struct.unpack(">II", data[:8])
+            if not all(0 < side < 1 << 31 for side in size):
+                raise ConfigError(f"{name} is damaged: a PNG of {size[0]}x{size[1]} pixels cannot be")
         elif kind == b"IEND":
             return PngText(*size, texts)
         elif wanted:
@@ -113,20 +113,6 @@ def picture(pixels: Any) -> Image:
 
     array = (pixels * 255.0).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().contiguous().numpy()
     return Image.fromarray(array)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """`path` holds all of `data` or is what it was before; the temporary file in its folder never stays behind."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:  # an interruption, too
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def remove_stale(folder: Path, start: str) -> None:

@@ -7,17 +7,17 @@ other programs read). The record has no time in it: the same picture is the same
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..errors import ConfigError
+from .record_check import FORMAT, parse
 from .settings import Item, Settings
 
+__all__ = ["FORMAT", "KEY", "Resolved", "command", "parameters", "parse", "record", "texts", "versions"]
+
 KEY = "fewstep"
-FORMAT = 1
 
 # How A1111 calls them.
 _SAMPLERS = {
@@ -88,7 +88,7 @@ def versions() -> dict[str, str]:
 
 def texts(fields: dict[str, Any]) -> dict[str, str]:
     """The text chunks of a PNG."""
-    return {"parameters": parameters(fields), KEY: json.dumps(fields, sort_keys=True)}
+    return {"parameters": parameters(fields), KEY: json.dumps(fields, sort_keys=True, allow_nan=False)}
 
 
 def parameters(fields: dict[str, Any]) -> str:
@@ -114,69 +114,8 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "run": str,
-    "index": int,
-    "model": dict,
-    "prompt": str,
-    "negative_prompt": (str, type(None)),
-    "solver": str,
-    "schedule": str,
-    "steps": int,
-    "seed": int,
-    "dtype": str,
-    "guidance_scale": (int, float),
-    "height": int,
-    "width": int,
-    "device": str,
-    "batch": dict,
-    "evaluations": int,
-    "nfe": int,
-    "versions": dict,
-}
-
-
-def parse(text: str, name: str) -> dict[str, Any]:
-    """A record from a file that anybody may have written. ConfigError, in one line, unless it is well formed."""
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{name} has a fewstep chunk that is no JSON") from None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        found = fields.get("format") if isinstance(fields, dict) else None
-        raise ConfigError(f"{name} has metadata of format {str(found)[:20]!r}; this fewstep reads format {FORMAT}")
-    wrong = [key for key, kind in _TYPES.items() if not _is(fields.get(key), kind)]
-    if not wrong:
-        model, batch = fields["model"], fields["batch"]
-        texts = [
-            fields.get("commit", ""),
-            *model.values(),
-            model.get("name"),
-            model.get("kind"),
-            *fields["versions"].values(),
-        ]
-        wrong += [] if all(isinstance(value, str) for value in texts) else ["model, commit or versions"]
-        wrong += [] if _is_batch(batch) else ["batch"]
-    if wrong:
-        raise ConfigError(f"{name} has fewstep metadata in which {', '.join(wrong[:5])} cannot be read")
-    return fields
-
-
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _is_batch(batch: dict[str, Any]) -> bool:
-    size, row = batch.get("size"), batch.get("row")
-    if not (isinstance(size, int) and isinstance(row, int) and 0 <= row < size):
-        return False
-    prompts = batch.get("prompts")
-    several = isinstance(prompts, list) and len(prompts) == size and all(isinstance(p, str) for p in prompts)
-    return size == 1 or (several and isinstance(batch.get("seed"), int))
-
-
-def command(fields: dict[str, Any]) -> str:
-    """The command line that makes the picture again, with the other pictures of its batch if it had any."""
+def command(fields: dict[str, Any]) -> list[str]:
+    """The words of the command that makes the picture again, with the other pictures of its batch if it had any."""
     batch, model = fields["batch"], fields["model"]
     seed, size = (fields["seed"], 1) if batch["size"] == 1 else (batch["seed"], batch["size"])
     arguments = ["--model", model["name"], *_pair("--variant", model.get("variant"))]
@@ -190,12 +129,7 @@ def command(fields: dict[str, Any]) -> str:
     prompts = batch["prompts"] if size > 1 else [fields["prompt"]]
     if any(prompt.startswith("-") for prompt in prompts):
         arguments.append("--")
-    words = ["fewstep", "sample", *arguments, *prompts]
-    if os.name == "nt":
-        from subprocess import list2cmdline as join
-    else:
-        from shlex import join
-    return join(words)
+    return ["fewstep", "sample", *arguments, *prompts]
 
 
 def _pair(option: str, value: str | None) -> list[str]:
