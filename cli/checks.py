@@ -99,14 +99,26 @@ def _read_prompts(file: str) -> tuple[str, ...]:
         raise ConfigError(f"--prompt-file {name} cannot be read: {reason}; expected one prompt a line") from None
     if len(raw) > MAX_PROMPT_FILE:
         raise ConfigError(f"--prompt-file {name} is larger than {MAX_PROMPT_FILE >> 20} MB")
-    try:
-        lines = raw.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise ConfigError(f"--prompt-file {name} is not UTF-8 text: expected one prompt a line") from None
-    found = tuple(line.strip() for line in lines if line.strip())
+    # not splitlines(), which also ends a line at a form feed, U+0085 or U+2028
+    lines = re.split(r"\r\n|\r|\n", _decoded(raw, name))
+    found = tuple(line.strip(" \t\ufeff") for line in lines if line.strip(" \t\ufeff").strip())
     if not found:
         raise ConfigError(f"--prompt-file {name} has no prompt in it: expected one a line")
     return found
+
+
+def _decoded(raw: bytes, name: str) -> str:
+    """The text of a prompt file, which may begin with the byte order mark of UTF-8."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ConfigError(f"--prompt-file {name} is UTF-16 text: save it as UTF-8")
+    if b"\0" in raw:
+        raise ConfigError(f"--prompt-file {name} is a binary file: expected UTF-8 text, one prompt a line")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + len(re.findall(rb"\r\n|\r|\n", raw[: error.start]))
+        what = f"the byte 0x{raw[error.start]:02x} in line {line}"
+        raise ConfigError(f"--prompt-file {name} is not UTF-8 text ({what}): save it as UTF-8") from None
 
 
 def embedded_words(model: str, texts: Sequence[str]) -> None:

@@ -30,6 +30,14 @@ def complain(text: str) -> None:
     print(f"error: {text}", file=sys.stderr, flush=True)
 
 
+def explain_os_error(error: OSError) -> str:
+    """A failed write, in words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: free some space, and the same command goes on where it stopped"
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
 def silence_stdout() -> None:
     """Send stdout to nowhere, so that Python's last flush does not complain about a closed pipe."""
     try:

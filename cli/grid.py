@@ -6,6 +6,7 @@ import json
 import math
 
 from ..errors import FewstepError
+from ..files import write_atomic
 from . import png
 from .output import Target
 from .run import Outcome
@@ -37,5 +38,5 @@ def write_grid(settings: Settings, target: Target, outcome: Outcome) -> str:
             with Image.open(target.path(item)) as tile:
                 sheet.paste(tile, (column * (width + _GAP), row * (height + _GAP)))
     described = {"run": settings.run, "columns": columns, "files": [line["file"] for _, line in sorted(lines.items())]}
-    png.write_atomic(target.grid, png.encode(sheet, {"fewstep-grid": json.dumps(described)}))
+    write_atomic(target.grid, png.encode(sheet, {"fewstep-grid": json.dumps(described)}))
     return str(target.grid)

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import ConfigError, FewstepError, IncompatibleError
 from . import inspect, sample, table
-from .console import complain, emit, printable, silence_stdout
+from .console import complain, emit, explain_os_error, printable, silence_stdout
 from .help import SectionedCommand, usage_line
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -90,8 +90,6 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, typer.Abort):
         return INTERRUPTED, "interrupted"
     if isinstance(error, OSError):
-        from .run import explain_os_error
-
         return FAILED, explain_os_error(error)
     return FAILED, f"{type(error).__name__}: {_one_line(error)} (unexpected; --debug shows where)"
 

@@ -120,18 +120,31 @@ def _check_file(path: Path) -> None:
 
 
 def check_size(ref: ModelRef, height: int | None, width: int | None) -> None:
-    """Sizes that a local folder's autoencoder cannot make; the loaded model has the last word."""
+    """Sizes that a local folder's configs rule out; the loaded model has the last word."""
     if ref.kind not in ("embedded", "folder"):
         return
-    try:
-        config = json.loads((Path(ref.location) / "vae" / "config.json").read_bytes())
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
-    except (OSError, ValueError, LookupError, TypeError):
+    factor, halvings = (_resolutions(Path(ref.location) / part) for part in ("vae", "unet"))
+    if factor is None:
         return
+    least = factor * (halvings or 1)
     for option, value in (("--height", height), ("--width", width)):
-        if value is not None and value % factor:
-            below = max(value // factor, 1) * factor
-            raise ConfigError(f"{option} must be a multiple of {factor} for {ref.name}, got {value}; try {below}")
+        if value is not None and (value % factor or value < least):
+            below = max(value // factor * factor, least)
+            raise ConfigError(
+                f"{option} must be a multiple of {factor}, and at least {least}, for {ref.name}, got {value}; "
+                f"try {below}"
+            )
+
+
+def _resolutions(part: Path) -> int | None:
+    """The first resolution of a network by its last, if its config says so."""
+    try:
+        if (part / "config.json").stat().st_size > _MAX_CONFIG:
+            return None
+        blocks = json.loads((part / "config.json").read_bytes())["block_out_channels"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return 2 ** (len(blocks) - 1) if isinstance(blocks, list) and 0 < len(blocks) <= 10 else None
 
 
 def _files(folder: Path) -> list[Path]:

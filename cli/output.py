@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..files import write_atomic
 from . import png, record
+from .record_check import is_whole, refuse_constant
 from .settings import Item, Settings
 
 DEFAULT = "outputs"
@@ -53,8 +55,14 @@ def find_target(output: str | None, settings: Settings, grid: bool) -> Target:
     output = DEFAULT if output is None else output
     if output in ("", "-") or "\0" in output:
         raise ConfigError(f"--output {output!r} cannot be used: expected a folder, or a file that ends in .png")
-    path = Path(output)
-    suffix = path.suffix.lower()
+    try:
+        return _find_target(Path(output), output, settings, grid)
+    except (OSError, UnicodeError) as error:  # a name that is too long, a folder that may not be looked into
+        raise _explained(output, error) from None
+
+
+def _find_target(path: Path, output: str, settings: Settings, grid: bool) -> Target:
+    suffix = (path.suffix or path.name).lower()  # ".png" has a name and no suffix
     if path.is_dir() or (suffix != ".png" and not path.exists()):
         if suffix in _OTHER_PICTURES and not path.is_dir():
             raise ConfigError(f"--output {output!r}: pictures are PNG; expected a folder, or a file that ends in .png")
@@ -63,25 +71,35 @@ def find_target(output: str | None, settings: Settings, grid: bool) -> Target:
         if settings.total > 1 or grid:
             what = "--grid needs" if grid else f"{settings.total:,} pictures need"
             raise ConfigError(f"--output {output!r} names one file, and {what} a folder")
+        if path.name.lower() == suffix:
+            raise ConfigError(f"--output {output!r} has no name before .png: expected one, as in picture.png")
         target = Target(path.parent, path, settings.run)
     else:
         raise ConfigError(f"--output {output!r} is a file: expected a folder, or a file that ends in .png")
-    _check_writable(target.folder, output)
+    _check_writable(target, settings.items[-1], output)
     return target
 
 
-def _check_writable(folder: Path, output: str) -> None:
-    """The nearest folder that exists must be one, and writable."""
-    try:
-        nearest = folder
-        while not nearest.exists():
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            raise ConfigError(f"--output {output!r} cannot be written: {str(nearest)!r} is a file, not a folder")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise ConfigError(f"--output {output!r} cannot be written: no permission in {str(nearest)!r}")
-    except OSError as error:
-        raise ConfigError(f"--output {output!r} cannot be written: {error.strerror or error}") from None
+def _check_writable(target: Target, last: Item, output: str) -> None:
+    """The nearest folder that exists must be one, and writable. OSError for a name that is too long for it."""
+    nearest = target.folder
+    while not nearest.exists():
+        nearest = nearest.parent
+    path = target.path(last)
+    temporary = path.with_name(f".{path.name}.01234567.part")  # as write_atomic would call it
+    for new in (temporary, *(nearest / part for part in temporary.parts[len(nearest.parts) :])):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(new)
+    if not nearest.is_dir():
+        raise ConfigError(f"--output {output!r} cannot be written: {str(nearest)!r} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output {output!r} cannot be written: no permission in {str(nearest)!r}")
+
+
+def _explained(output: str, error: OSError | UnicodeError) -> ConfigError:
+    reason = getattr(error, "strerror", None) or error
+    shown = repr(output if len(output) <= 80 else output[:77] + "...")
+    return ConfigError(f"--output {shown} cannot be written: {reason}")
 
 
 def probe(folder: Path, output: str) -> None:
@@ -93,10 +111,10 @@ def probe(folder: Path, output: str) -> None:
                 parent.mkdir()
                 made.append(parent)
         test = folder / f".fewstep-{secrets.token_hex(4)}"
-        png.write_atomic(test, b"")
+        write_atomic(test, b"")
         test.unlink()
     except OSError as error:
-        raise ConfigError(f"--output {output!r} cannot be written: {error.strerror or error}") from None
+        raise _explained(output, error) from None
     finally:
         for parent in reversed(made):
             with suppress(OSError):  # another run has begun to use it
@@ -124,7 +142,8 @@ def _recognise(path: Path, settings: Settings, item: Item, line: dict[str, Any] 
     A named file that is not ours is never replaced: ConfigError.
     """
     if not settings.metadata:
-        if line and line.get("run") == settings.run and line.get("sha256") == _digest(path):
+        known = line is not None and line.get("run") == settings.run and is_whole(line.get("nfe"), 1, 1 << 53)
+        if known and line.get("sha256") == _digest(path):
             return line
         fields = None
     else:
@@ -169,7 +188,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     lines = []
     for raw in path.read_bytes().splitlines():
         try:
-            line = json.loads(raw)
+            line = json.loads(raw, parse_constant=refuse_constant)
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and isinstance(line.get("file"), str):
@@ -180,7 +199,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def append_log(path: Path, line: dict[str, Any]) -> None:
     """One line in one write, so that runs in the same folder do not mix. A line that a crash cut off is removed first,
     and one that does not fit on the disk is taken back."""
-    data = json.dumps(line, sort_keys=True).encode() + b"\n"
+    data = json.dumps(line, sort_keys=True, allow_nan=False).encode() + b"\n"
     with path.open("ab+", buffering=0) as stream:
         end = _cut_torn_line(stream)
         try:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FewstepError, NumericsError
+from ..errors import ConfigError, FewstepError, NumericsError
+from ..files import write_atomic
 from . import output, png, record
 from .console import Console, emit
 from .model_ref import ModelRef
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..guidance.sampling import Sampled
+    from ..samplers import Table
     from ..samplers.backbones import Backbone
 
 
@@ -90,22 +92,17 @@ def load(settings: Settings, console: Console) -> Model:
     ref = settings.model
     hub = " (from the hub where it is not in the cache; --verbose shows the download)" if ref.kind == "hub" else ""
     console.note(f"loading {ref.name} ...{hub}")
-    from ..guidance.sampling import levels_of
-    from ..samplers import SOLVERS, trace
-    from ..samplers.backbones import check_device, check_model, load_backbone, read_schedule
+    from ..samplers.backbones import load_backbone
 
-    device = resolve_device(settings.device)
-    check_device(device)
-    check_model(ref.location)
-    schedule, _ = read_schedule(ref.location, revision=ref.revision)
-    table = trace(SOLVERS[settings.solver](), levels_of(settings.schedule, settings.steps, schedule), schedule)
+    device, table = plan(settings)
     console.hush_loaded()
-    backbone = load_backbone(
-        ref.location, dtype=settings.dtype, device=device, variant=ref.variant, revision=ref.revision
-    )
-    height, width = backbone.default_size
-    height, width = settings.height or height, settings.width or width
-    backbone.check_size(height, width)
+    with _broken(ref):
+        backbone = load_backbone(
+            ref.location, dtype=settings.dtype, device=device, variant=ref.variant, revision=ref.revision
+        )
+        height, width = backbone.default_size
+        height, width = settings.height or height, settings.width or width
+        backbone.check_size(height, width)
     scale = settings.guidance_scale
     if scale is None:
         scale = ref.default_scale if ref.default_scale is not None else backbone.default_guidance_scale
@@ -115,6 +112,41 @@ def load(settings: Settings, console: Console) -> Model:
         f"{table.evaluations} evaluations a picture: {table.solver}"
     )
     return Model(backbone, height, width, float(scale), table.evaluations, _commit(ref))
+
+
+def plan(settings: Settings) -> tuple[str, Table]:
+    """(device, table): every check that needs torch, or a scheduler config from the hub, but no weights."""
+    from ..samplers.backbones import check_device, check_model
+
+    device = resolve_device(settings.device)
+    check_device(device)
+    check_model(settings.model.location)
+    return device, trace_of(settings.model, settings.solver, settings.schedule, settings.steps)
+
+
+def trace_of(ref: ModelRef, solver: str, schedule: str, steps: int) -> Table:
+    """The table of a run, from the model's scheduler config."""
+    from ..guidance.sampling import levels_of
+    from ..samplers import SOLVERS, trace
+    from ..samplers.backbones import read_schedule
+
+    with _broken(ref):
+        noise, _ = read_schedule(ref.location, revision=ref.revision)
+        return trace(SOLVERS[solver](), levels_of(schedule, steps, noise), noise)
+
+
+@contextmanager
+def _broken(ref: ModelRef) -> Iterator[None]:
+    """What a config with wrong values makes Python raise is bad input; torch's RuntimeError is a failure."""
+    try:
+        yield
+    except FewstepError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"the model {ref.name} cannot be used, as if a config of it is wrong: {what[:300]}"
+        ) from error
 
 
 def _commit(ref: ModelRef) -> str | None:
@@ -207,7 +239,7 @@ def _make(
             continue
         fields = record.record(settings, item, batch, resolved)
         path = target.path(item)
-        png.write_atomic(path, png.encode(png.picture(pixels), record.texts(fields) if settings.metadata else {}))
+        write_atomic(path, png.encode(png.picture(pixels), record.texts(fields) if settings.metadata else {}))
         outcome.lines[item.index] = output.log_line(path, fields)
         _log(target, outcome, outcome.lines[item.index])
 
@@ -222,19 +254,20 @@ def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) 
         bar.update(1)
 
     try:
-        return sample(
-            model.backbone,
-            [item.prompt for item in batch],
-            negative_prompts=None if negative is None else [negative] * len(batch),
-            solver=SOLVERS[settings.solver](),
-            steps=settings.steps,
-            grid=settings.schedule,
-            guidance_scale=model.scale,
-            seeds=[item.seed for item in batch],
-            height=model.height,
-            width=model.width,
-            on_tick=count,
-        )
+        with _broken(settings.model):
+            return sample(
+                model.backbone,
+                [item.prompt for item in batch],
+                negative_prompts=None if negative is None else [negative] * len(batch),
+                solver=SOLVERS[settings.solver](),
+                steps=settings.steps,
+                grid=settings.schedule,
+                guidance_scale=model.scale,
+                seeds=[item.seed for item in batch],
+                height=model.height,
+                width=model.width,
+                on_tick=count,
+            )
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
             hint = "a smaller --batch-size" if len(batch) > 1 else "a smaller --height and --width, or --dtype float16"
@@ -257,11 +290,3 @@ def _log(target: output.Target, outcome: Outcome, line: dict[str, Any]) -> None:
     if target.log is not None and key not in outcome.logged:
         output.append_log(target.log, line)
         outcome.logged.add(key)
-
-
-def explain_os_error(error: OSError) -> str:
-    """A failed write, in words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full: free some space, and the same command goes on where it stopped"
-    where = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror or error}{where}"

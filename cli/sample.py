@@ -61,30 +61,33 @@ def sample(
     ).check()  # fmt: skip
     target = find_target(output, settings, grid)
     if dry_run:
-        return _dry_run(settings, target, grid, format)
+        return _dry_run(settings, target, grid, format, Console(quiet, verbose))
     return _run(settings, target, grid, format, Console(quiet, verbose))
 
 
-def _dry_run(settings: Settings, target: Any, grid: bool, format: str) -> int:
+def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: Console) -> int:
     from .output import check_grid, finished
+    from .run import plan
 
     kept = finished(target, settings)
     if grid:
         check_grid(target)
+    with console.hushed():
+        evaluations = plan(settings)[1].evaluations
     files = [str(target.path(item)) for item in settings.items]
     if format == "json":
         images = [
             {"file": file, "index": item.index, "prompt": item.prompt, "seed": item.seed, "there": item.index in kept}
             for file, item in zip(files, settings.items, strict=True)
         ]
-        emit(json.dumps({"dry_run": True, "run": settings.run, "images": images}))
+        emit(json.dumps({"dry_run": True, "run": settings.run, "evaluations": evaluations, "images": images}))
         return 0
     scale = settings.guidance_scale if settings.guidance_scale is not None else settings.model.default_scale
     size = [str(side) if side else "default" for side in (settings.width, settings.height)]
     emit(f"model      {settings.model.name} ({settings.model.kind}), {settings.dtype} on {settings.device}")
     emit(
-        f"sampling   {settings.solver}, schedule {settings.schedule}, {settings.steps} steps, "
-        f"guidance scale {'default' if scale is None else f'{scale:g}'}"
+        f"sampling   {settings.solver}, schedule {settings.schedule}, {settings.steps} steps = "
+        f"{evaluations} evaluations, guidance scale {'default' if scale is None else f'{scale:g}'}"
     )
     emit(
         f"pictures   {settings.total} of {' x '.join(size)} pixels, seeds {settings.seed} to "
@@ -112,7 +115,7 @@ def _run(settings: Settings, target: Any, grid: bool, format: str, console: Cons
         sheet = str(target.grid)
     made = len(outcome.lines) - len(outcome.kept)
     if format == "json":
-        emit(json.dumps(_report(settings, target, outcome, sheet)))
+        emit(json.dumps(_report(settings, target, outcome, sheet), allow_nan=False))
     elif sheet:
         emit(sheet)
     if made:

@@ -36,6 +36,7 @@ def table(
 ) -> int:
     """Show the table of a run: its noise levels and coefficients."""
     from .model_ref import find_model
+    from .run import trace_of
 
     checks.one_of("--format", format, checks.FORMATS)
     checks.one_of("--solver", solver, SOLVER_NAMES)
@@ -43,12 +44,7 @@ def table(
     checks.whole("--steps", steps, 1, checks.MAX_STEPS)
     ref = find_model(model, None, revision)
     with Console(verbose=verbose).hushed():
-        from ..guidance.sampling import levels_of
-        from ..samplers import SOLVERS, trace
-        from ..samplers.backbones import read_schedule
-
-        noise, _ = read_schedule(ref.location, revision=ref.revision)
-        traced = trace(SOLVERS[solver](), levels_of(schedule, steps, noise), noise)
+        traced = trace_of(ref, solver, schedule, steps)
     if format == "human":
         emit(traced.explain())
     else:
