@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fewstep.cli import png
+from fewstep.cli import png, record, shell
 from fewstep.cli.main import main
 from fewstep.cli.model_ref import ModelRef
 from fewstep.cli.run import _commit
+from fewstep.errors import ConfigError
 from fewstep.models import embedded
 from fewstep.names import GRID_NAMES, SOLVER_NAMES
 
@@ -75,8 +76,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def picture(*chunks: bytes, end: bytes = chunk(b"IEND", b"")) -> bytes:
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+def picture(*chunks: bytes, end: bytes = chunk(b"IEND", b""), width: int = 100_000) -> bytes:
+    header = struct.pack(">IIBBBBB", width, 100_000, 8, 2, 0, 0, 0)
     return png.SIGNATURE + chunk(b"IHDR", header) + b"".join(chunks) + end
 
 
@@ -99,7 +100,11 @@ HOSTILE = {
     "nested": (with_record("[" * 100_000), "no JSON"),
     "no JSON": (with_record("{'a': 1}"), "no JSON"),
     "not ours": (with_record("[]"), "format"),
-    "future": (with_record('{"format": 99}'), "'99'"),
+    "future": (with_record('{"format": 99}'), "format 99;"),
+    "true format": (with_record('{"format": true}'), "format True;"),
+    "nested format": (with_record('{"format": ' + "[" * 400 + "]" * 400 + "}"), "format a list;"),
+    "NaN": (with_record('{"format": 1, "guidance_scale": NaN}'), "no JSON"),
+    "no pixels": (picture(width=0), "100000 pixels cannot be"),
     "nothing in it": (with_record('{"format": 1}'), "cannot be read"),
 }
 
@@ -130,20 +135,66 @@ def test_inspect_checks_types_and_escapes(cli, model):
     changed(path, prompt="\x1b[2Jboo\n\r\u202e", versions={"torch": "\x1b]0;owned\x07"})
     code, out, _ = cli("inspect", path)
     assert code == 0 and "boo" in out and not set(out) & set("\x1b\r\x07\u202e")
-    assert "of other versions" in out
-    for wrong in (
-        {"steps": "3"},
-        {"seed": True},
-        {"model": {"name": 3}},
-        {"batch": {"size": 10**9, "row": 5}},
-        {"nfe": None},
-    ):
+    assert "of other versions" in out and r" $'\x1b[2Jboo\x0a\x0d\xe2\x80\xae'" in out
+    for wrong in WRONG:
         changed(path, prompt="x", versions={})
+        before = path.read_bytes()
         changed(path, **wrong)
-        code, out, err = cli("inspect", path)
-        assert (code, out) == (2, "") and "cannot be read" in err
-    code, out, err = cli("inspect", "no.png", path)
+        for form in ("human", "json"):
+            code, out, err = cli("inspect", path, "--format", form)
+            assert (code, out) == (2, "") and "cannot be read" in err, wrong
+        path.write_bytes(before)
+    code, out, err = cli("inspect", "no.png", ".")
     assert code == 2 and err.count("error: ") == 2
+
+
+WRONG = (
+    {"steps": "3"},
+    {"steps": 0},
+    {"seed": True},
+    {"seed": -1},
+    {"width": 0},
+    {"nfe": None},
+    {"guidance_scale": 10**400},
+    {"guidance_scale": True},
+    {"prompt": "\ud800"},
+    {"prompt": "a\0b"},
+    {"later": "\udfff"},
+    {"later": json.loads("[" * 50 + "]" * 50)},
+    {"model": {"name": 3}},
+    {"batch": {"size": 10**9, "row": 5}},
+    {"batch": {"size": True, "row": 0}},
+    {"batch": {"size": 1, "row": False}},
+    {"batch": {"size": 2, "row": 0, "seed": 0, "prompts": ["other", "x"]}},
+    {"batch": {"size": 2, "row": 0, "seed": False, "prompts": ["x", "x"]}},
+)
+
+
+def test_numbers_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match="cannot be read"):
+        record.parse('{"format": 1, "guidance_scale": 1e999}', "a.png")
+
+
+ODD = (
+    "two\nlines",
+    "zero\u200dwidth",
+    "hard\u00a0space",
+    "it's \\n $HOME !x",
+    "\x1b[2J\t\x012 it's \U0001f600!\\",
+    "",
+    "-b",
+)
+
+
+@pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
+def test_the_printed_command_gives_the_exact_words():
+    line = shell.shown(ODD)
+    assert line.isprintable() and shell.exact(ODD)
+    for locale in ("C", "C.UTF-8"):
+        words = subprocess.run(
+            ["/bin/bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True, env={"LC_ALL": locale}
+        )
+        assert tuple(words.stdout.decode().split("\0")[:-1]) == ODD
 
 
 # ---------------------------------------------------------------- models
@@ -187,16 +238,11 @@ assert not {"torch", "numpy", "diffusers", "PIL"} & set(sys.modules)
 """
 
 
-def test_as_a_program(tmp_path, model):
-    """Nothing but our own lines, the first of them at once, and no torch where none is needed."""
-    command = [sys.executable, "-m", "fewstep", "sample", "x", "-m", model, "--steps", "1"]
-    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert made.returncode == 0 and len(made.stdout.splitlines()) == 1
-    assert [line.split()[0] for line in made.stderr.splitlines()] == ["loading", "1"], made.stderr
-    words = [["sample", "--help"], command[3:], [*command[3:], "--dry-run"], ["inspect", made.stdout.strip()]]
-    light = subprocess.run(
-        [sys.executable, "-c", LIGHT, json.dumps(words)], cwd=tmp_path, capture_output=True, text=True
-    )
+def test_no_torch_where_none_is_needed(tmp_path, cli, model):
+    again = ["sample", "x", "-m", model, "--steps", "1"]
+    path = cli(*again)[1].strip()
+    words = json.dumps([["sample", "--help"], again, ["inspect", path]])
+    light = subprocess.run([sys.executable, "-c", LIGHT, words], cwd=tmp_path, capture_output=True, text=True)
     assert light.returncode == 0, light.stderr
 
 

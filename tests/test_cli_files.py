@@ -52,6 +52,7 @@ def test_killed_in_the_middle_and_resumed(cli, model, tmp_path):
         [sys.executable, "-c", KILLED, *arguments, "-o", "a"], cwd=tmp_path, capture_output=True, text=True
     )
     assert run.returncode == -signal.SIGKILL
+    assert run.stderr == "loading tiny ...\n" and len(run.stdout.splitlines()) == 4  # our own lines, at once
     there = {p: p.stat().st_mtime_ns for p in Path("a").glob("*.png")}
     assert len(there) == 7
     (leftover,) = Path("a").glob(".*.part")
