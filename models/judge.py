@@ -38,6 +38,7 @@ LEAST_DISTANCE = 14.0
 """Centres must lie this far apart, in pixels along the relation's axis, and not further apart across it."""
 
 Floats = NDArray[np.float64]
+_MIDDLES = np.arange(SIZE) + 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +140,12 @@ def _blobs(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
     while rest.any():
         blob = np.zeros_like(mask)
         blob.flat[rest.argmax()] = True
-        size = 0
-        while blob.sum() > size:
-            size = blob.sum()
-            blob = _grown(blob) & rest
+        size, grown = 0, 1
+        while grown > size:
+            size = grown
+            for _ in range(4):
+                blob = _grown(blob) & rest
+            grown = int(blob.sum())
         rest &= ~blob
         blobs.append(blob)
     return blobs
@@ -168,13 +171,12 @@ def _look(pixels: Floats, ground: Floats, blob: NDArray[np.bool_]) -> Found:
     axis = (paint - ground) / max(float((paint - ground) @ (paint - ground)), 1.0)
     amount = (pixels - ground) @ axis
     # A blurred edge lies on the line between the two colours; a second colour in the blob does not.
-    foreign = np.linalg.norm(pixels - ground - amount[..., None] * (paint - ground), axis=-1) > LEAST_CONTRAST
-    colour = _nearest(paint, COLOURS) if foreign[blob].mean() < FOREIGN else None
+    foreign = np.linalg.norm(pixels[blob] - ground - amount[blob][:, None] * (paint - ground), axis=-1) > LEAST_CONTRAST
+    colour = _nearest(paint, COLOURS) if foreign.mean() < FOREIGN else None
     cover = np.where(_grown(blob), amount, 0.0).clip(0, 1)
     cover[cover < 0.1] = 0.0
-    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     area = cover.sum()
-    centre = (float((cover * x).sum() / area), float((cover * y).sum() / area))
+    centre = (float(cover.sum(0) @ _MIDDLES / area), float(cover.sum(1) @ _MIDDLES / area))
     shape, radius, overlap = _shape(cover, centre, area)
     whole = not (blob[0].any() or blob[-1].any() or blob[:, 0].any() or blob[:, -1].any())
     size = "small" if SMALL[0] <= radius <= SMALL[1] else "large" if LARGE[0] <= radius <= LARGE[1] else None
