@@ -2,7 +2,7 @@
 
     python -m fewstep.models.train_autoencoder --minutes 25 --out runs/autoencoder [--resume] [--device auto]
 
-Writes ``checkpoint.pt`` (to resume), ``log.jsonl``, and at the end ``vae/`` in diffusers format, float32.
+Writes ``checkpoint.safetensors`` (to resume), ``log.jsonl``, and at the end ``vae/`` in diffusers format, float32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checkpoint import load_checkpoint, save_checkpoint
 from .scenes import render, sample_scene
 from .tiny_sd import LATENT_CHANNELS, build_autoencoder
 from .training import (
@@ -24,9 +25,7 @@ from .training import (
     Budget,
     Log,
     learning_rate,
-    load_checkpoint,
     pick_device,
-    save_checkpoint,
     set_learning_rate,
 )
 
@@ -117,19 +116,19 @@ class Trainer:
         self.vae.to(device)
         self.averaged: Any = build_autoencoder()
         self.averaged.to(device).eval()
-        self.path, self.device, self.peak = out / "checkpoint.pt", device, peak
+        self.path, self.device, self.peak = out / "checkpoint.safetensors", device, peak
         self.optimiser = torch.optim.AdamW(self.vae.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=1e-4)
         self.average, self.step, self.used = Averaged(self.vae, 0.998), 0, 0.0
 
     def resume(self) -> None:
-        """Continue from ``checkpoint.pt``."""
+        """Continue from ``checkpoint.safetensors``."""
         saved = load_checkpoint(self.path, self.device)
         self.vae.load_state_dict(saved["model"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.average.values, self.step, self.used = saved["average"], saved["step"], saved["used"]
 
     def save(self, used: float) -> None:
-        """Write ``checkpoint.pt``."""
+        """Write ``checkpoint.safetensors``."""
         state = {"model": self.vae.state_dict(), "optimiser": self.optimiser.state_dict()}
         save_checkpoint(self.path, **state, average=self.average.values, step=self.step, used=used)
 

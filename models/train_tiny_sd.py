@@ -3,8 +3,8 @@
     python -m fewstep.models.train_tiny_sd --vae runs/autoencoder/vae --minutes 60 --out runs/tiny-sd [--resume]
         [--text-minutes 4] [--device auto]
 
-Writes ``checkpoint.pt`` (to resume), ``log.jsonl``, and at every evaluation ``pipeline/``, a StableDiffusionPipeline
-folder in float16 with the averaged weights.
+Writes ``checkpoint.safetensors`` (to resume), ``log.jsonl``, and at every evaluation ``pipeline/``, a
+StableDiffusionPipeline folder in float16 with the averaged weights.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from . import DEFAULT_SCALE
+from .checkpoint import load_checkpoint, save_checkpoint
 from .evaluate import KINDS, accuracy
 from .export import assemble, save_pipeline
 from .scenes import captions_of, render, reserved, sample_scene
@@ -31,9 +32,7 @@ from .training import (
     Budget,
     Log,
     learning_rate,
-    load_checkpoint,
     pick_device,
-    save_checkpoint,
     set_learning_rate,
 )
 
@@ -112,17 +111,17 @@ class Trainer:
         self.average = Averaged(self.unet)
 
     def resume(self) -> None:
-        """Continue from ``checkpoint.pt``."""
-        saved = load_checkpoint(self.out / "checkpoint.pt", self.device)
+        """Continue from ``checkpoint.safetensors``."""
+        saved = load_checkpoint(self.out / "checkpoint.safetensors", self.device)
         self.unet.load_state_dict(saved["unet"])
         self.encoder.load_state_dict(saved["text_encoder"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.average.values, self.step, self.used = saved["average"], saved["step"], saved["used"]
 
     def save(self, used: float) -> None:
-        """Write ``checkpoint.pt``."""
+        """Write ``checkpoint.safetensors``."""
         save_checkpoint(
-            self.out / "checkpoint.pt",
+            self.out / "checkpoint.safetensors",
             unet=self.unet.state_dict(),
             text_encoder=self.encoder.state_dict(),
             optimiser=self.optimiser.state_dict(),

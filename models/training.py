@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -89,21 +88,6 @@ def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
     """The same learning rate for every parameter group."""
     for group in optimiser.param_groups:
         group["lr"] = value
-
-
-def save_checkpoint(path: Path, **parts: Any) -> None:
-    """Write tensors and plain numbers; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(parts, partial)
-    os.replace(partial, path)
-
-
-def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote; nothing but tensors and plain values is unpickled."""
-    if not path.is_file():
-        raise ConfigError(f"there is no checkpoint {path}; leave --resume out to start from the beginning")
-    return torch.load(path, map_location=device, weights_only=True)
 
 
 class Log:

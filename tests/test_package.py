@@ -30,7 +30,7 @@ LAYERS = {
     "samplers": {"kernels", "files"},
     "guidance": {"samplers", "kernels"},
     "inverse": {"guidance", "samplers", "kernels"},
-    "models": {"samplers", "kernels"},
+    "models": {"samplers", "kernels", "files"},
     "cli": {"inverse", "guidance", "samplers", "kernels", "models", "names", "files"},
     "benchmarks": {"inverse", "guidance", "samplers", "kernels", "models", "cli"},
 }

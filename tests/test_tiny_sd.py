@@ -11,6 +11,7 @@ import torch
 
 from fewstep.models import DEFAULT_SCALE, EMBEDDED, embedded
 from fewstep.models.captions import WORDS, prompts
+from fewstep.models.checkpoint import load_checkpoint
 from fewstep.models.evaluate import sample
 from fewstep.models.judge import judge
 
@@ -106,5 +107,5 @@ def test_training_runs_resumes_and_writes_a_pipeline(tmp_path):
     run("train_tiny_sd", *options, "--minutes", 0.05)
     lines = run("train_tiny_sd", *options, "--minutes", 0.1, "--resume")
     assert set(lines[-1]["accepted"]) == {"one", "two", "heldout"}
-    saved = torch.load(net / "checkpoint.pt", weights_only=True)
+    saved = load_checkpoint(net / "checkpoint.safetensors", torch.device("cpu"))
     assert saved["used"] >= 6 and (net / "pipeline" / "model_index.json").is_file()
