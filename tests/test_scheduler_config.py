@@ -72,7 +72,7 @@ def test_levels_are_those_of_diffusers(fields):
 
 @pytest.mark.parametrize(
     "name",
-    ["DDIM", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LCM", "TCD",
+    ["DDIM", "DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LCM", "TCD",
      "DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep"],
 )  # fmt: skip
 def test_from_config_of_every_common_scheduler(name, caplog):
