@@ -143,12 +143,12 @@ def _betas(config: Mapping[str, Any], total: int) -> list[float]:
     """The per-step noise variances, in float64."""
     trained = config.get("trained_betas")
     for key in ("beta_start", "beta_end"):
-        if isinstance(config[key], bool) or not isinstance(config[key], int | float):
-            raise ConfigError(f"{key} must be a number, got {config[key]!r}")
+        if isinstance(config[key], bool) or not isinstance(config[key], int | float) or not 0 < config[key] < 1:
+            raise ConfigError(f"{key} must be a number between 0 and 1, got {str(config[key])[:60]}")
     if trained is not None:
         try:
             betas = [float(beta) for beta in trained]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"trained_betas must be a list of numbers, got {str(trained)[:60]}") from error
         if len(betas) != total:
             raise ConfigError(f"trained_betas has {len(betas)} values for num_train_timesteps={total}")

@@ -192,6 +192,7 @@ def test_hub_ids_may_have_dots():
     [
         {"beta_start": "x"},
         {"beta_end": None},
+        {"beta_end": 10**400},
         {"trained_betas": 5},
         {"num_train_timesteps": 10**9},
         {"beta_schedule": "steep"},

@@ -32,6 +32,9 @@ class StableDiffusion:
     def of(cls, pipe: Any) -> StableDiffusion:
         """From a pipeline. IncompatibleError for a UNet that needs more than latents, time and text."""
         config = pipe.unet.config
+        size = config.sample_size
+        if not (isinstance(size, int) or (isinstance(size, list | tuple) and len(size) == 2)):
+            raise IncompatibleError(f"the UNet's config has sample_size {size!r}: expected a number or two")
         latents = pipe.vae.config.latent_channels
         if config.in_channels != latents:
             raise IncompatibleError(
