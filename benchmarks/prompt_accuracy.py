@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,13 @@ from numpy.typing import NDArray
 
 from ..guidance.sampling import sample
 from ..models import DEFAULT_SCALE, embedded
-from ..models.captions import prompts
-from ..models.judge import judge
+from ..models.evaluate import KINDS, Sampler, accuracy
+from ..models.evaluate import sample as diffusers_sample
 from ..samplers import SOLVERS
 from ..samplers.backbones import Backbone, load_backbone
 from .harness import machine, versions
 
-KINDS = {"one": "one object", "two": "two objects and their relation", "heldout": "combinations never trained on"}
-BATCH = 50
-Sampler = Callable[[list[str], list[int], float, int], NDArray[np.float32]]
+HEADS = {"one": "one object", "two": "two objects and their relation", "heldout": "combinations never trained on"}
 
 
 def fewstep_sampler(backbone: Backbone, solver: str, grid: str) -> Sampler:
@@ -43,51 +42,24 @@ def fewstep_sampler(backbone: Backbone, solver: str, grid: str) -> Sampler:
     return run
 
 
-def diffusers_sampler(pipe: Any) -> Sampler:
-    """The same by diffusers' pipeline with its DPMSolverMultistepScheduler."""
-    import torch
-    from diffusers import DPMSolverMultistepScheduler
-
-    def run(texts: list[str], seeds: list[int], scale: float, steps: int) -> NDArray[np.float32]:
-        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, solver_order=2)
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": scale, "output_type": "np"}
-        return pipe(texts, generator=generators, **options).images
-
-    return run
-
-
-def accepted(sampler: Sampler, kind: str, count: int, scale: float, steps: int) -> int:
-    """How many of `count` pictures the judge accepts: every attribute right and nothing else in the picture."""
-    texts, right = prompts(kind, count), 0
-    for first in range(0, count, BATCH):
-        chunk = texts[first : first + BATCH]
-        images = sampler(chunk, list(range(first, first + len(chunk))), scale, steps)
-        right += sum(judge(image, text).accepted for image, text in zip(images, chunk, strict=True))
-    return right
-
-
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per implementation, scale and kind."""
     backbone = load_backbone(str(embedded("tiny-sd")))
     name = f"fewstep {arguments.solver}, {arguments.schedule}"
-    samplers = {name: fewstep_sampler(backbone, arguments.solver, arguments.schedule)}
-    samplers["diffusers DPM-Solver++ 2M"] = diffusers_sampler(getattr(backbone, "pipe"))  # noqa: B009
+    samplers: dict[str, Sampler] = {name: fewstep_sampler(backbone, arguments.solver, arguments.schedule)}
+    samplers["diffusers DPM-Solver++ 2M"] = partial(diffusers_sample, getattr(backbone, "pipe"))  # noqa: B009
     rows = []
     for scale in arguments.scales:
         for label, sampler in samplers.items():
             for kind in KINDS:
-                right = accepted(sampler, kind, arguments.prompts, scale, arguments.steps)
-                rows.append(
-                    {"implementation": label, "kind": kind, "scale": scale, "steps": arguments.steps,
-                     "images": arguments.prompts, "accepted": right}
-                )  # fmt: skip
+                row = asdict(accuracy(sampler, kind, arguments.prompts, scale, arguments.steps))
+                rows.append({"implementation": label, **row})
     return rows
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A line per implementation and scale, a column per kind."""
-    lines = ["| sampler | steps | guidance scale | " + " | ".join(KINDS.values()) + " |", "|---|---|---|---|---|---|"]
+    lines = ["| sampler | steps | guidance scale | " + " | ".join(HEADS.values()) + " |", "|---|---|---|---|---|---|"]
     for row in rows[:: len(KINDS)]:
         same = [r for r in rows if (r["implementation"], r["scale"]) == (row["implementation"], row["scale"])]
         cells = " | ".join(f"{100 * r['accepted'] / r['images']:.1f} %" for r in same)

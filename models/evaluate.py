@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
 KINDS = ("one", "two", "heldout")
+Sampler = Callable[[list[str], list[int], float, int], NDArray[np.float32]]
+"""(texts, seeds, guidance scale, steps) -> pictures (N, 64, 64, 3) in [0, 1]; ``partial(sample, pipe)`` is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +62,13 @@ def sample(
     return result.images
 
 
-def accuracy(
-    pipe: StableDiffusionPipeline, kind: str, count: int, scale: float, steps: int = 10, batch: int = 50
-) -> Row:
-    """Sample ``count`` test prompts of a kind and judge them."""
+def accuracy(sampler: Sampler, kind: str, count: int, scale: float, steps: int = 10, batch: int = 50) -> Row:
+    """Sample ``count`` test prompts of a kind, prompt k with seed k, and judge them. sampler: see `Sampler`."""
     start, accepted = time.perf_counter(), 0
     texts = prompts(kind, count)
     for first in range(0, count, batch):
         chunk = texts[first : first + batch]
-        images = sample(pipe, chunk, list(range(first, first + len(chunk))), scale, steps)
+        images = sampler(chunk, list(range(first, first + len(chunk))), scale, steps)
         accepted += sum(judge(image, text).accepted for image, text in zip(images, chunk, strict=True))
     return Row(kind, scale, steps, count, accepted, time.perf_counter() - start)
 
@@ -97,7 +99,11 @@ def main() -> None:
     pipe = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     pipe = pipe.to(args.device)
     pipe.set_progress_bar_config(disable=True)
-    rows = [accuracy(pipe, kind, args.prompts, scale, args.steps) for scale in args.scales for kind in KINDS]
+    rows = [
+        accuracy(partial(sample, pipe), kind, args.prompts, scale, args.steps)
+        for scale in args.scales
+        for kind in KINDS
+    ]
     print(markdown(rows))
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from . import DEFAULT_SCALE
 from .checkpoint import load_checkpoint, save_checkpoint
-from .evaluate import KINDS, accuracy
+from .evaluate import KINDS, accuracy, sample
 from .export import assemble, save_pipeline
 from .scenes import captions_of, render, reserved, sample_scene
 from .text_pretraining import pretrain, targets_of
@@ -149,7 +150,7 @@ class Trainer:
         self.average.copy_to(unet.to(self.device))
         save_pipeline(self.vae, self.encoder, unet, self.out / "pipeline")
         pipe = assemble(self.vae, self.encoder, unet)
-        return {kind: accuracy(pipe, kind, count, DEFAULT_SCALE).accuracy for kind in KINDS}
+        return {kind: accuracy(partial(sample, pipe), kind, count, DEFAULT_SCALE).accuracy for kind in KINDS}
 
 
 def train(args: argparse.Namespace) -> None:

@@ -69,8 +69,6 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         solver: Solver | str | Mapping[str, Any] = "2m",
         grid: str | Mapping[str, Any] = "lambda",
     ) -> None:
-        if thresholding:
-            raise ConfigError("thresholding=True is not supported yet; thresholding=False leaves it out")
         self.solver = solver_of(solver)
         self._grid = grid_of(grid)
         self.register_to_config(
