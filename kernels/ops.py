@@ -1,25 +1,97 @@
-"""The operations every tick is made of. Each has a plain-torch reference: its specification and the CPU path."""
+"""The operations every run is made of. Each has a plain-torch reference, its specification, and a Triton kernel.
+
+Which of the two runs: see choice. On the Triton path one call is one launch, except where it says otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import choice, reference
+
+MAX_REGISTERS = 8
+MAX_LINES = 4
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+class Feed(NamedTuple):
+    """What the network reads next: line `line` of the result in `dtype`, `copies` times along the batch."""
+
+    line: int
+    dtype: torch.dtype
+    copies: int = 1
+
+
+class Stores(NamedTuple):
+    """What is written: per output the line of C R, its dtype, and how often it stands along the batch."""
+
+    lines: list[int]
+    dtypes: list[torch.dtype]
+    copies: list[int]
 
 
 def combine(
-    C: tuple[tuple[float, ...], ...] | Tensor,
+    C: Matrix | Tensor,
     registers: Sequence[Tensor],
     out_dtypes: Sequence[torch.dtype] | None = None,
+    feed: Feed | None = None,
 ) -> tuple[Tensor, ...]:
     """Y = C R: linear combinations of equally shaped tensors.
 
-    C: [M][N] numbers shared by the batch, or a tensor [B, M, N] with one matrix per image.
-    registers: N tensors (B, ...) of any floating dtype.       out_dtypes: M dtypes; default: the accumulation dtype.
-    Accumulates in float32 (float64 if a register is). A register whose coefficient is zero is never read, so NaN in it
-    stays there.
+    C: [M][N] numbers shared by the batch; or a tensor, [M, N] for all images or [B, M, N] with a matrix per image.
+    registers: N tensors (B, ...) of any floating dtypes.       out_dtypes: M dtypes; default: the accumulation dtype.
+    feed: one more output (copies * B, ...), written by the same launch. A line of the same dtype is then a view of it.
+    Returns M tensors (B, ...), and the feed behind them where one is asked for.
+
+    Accumulates in float32 (float64 if a register is). A register whose column of C is zero, for an image where C is
+    per image, is never read: NaN in it stays there. Of numbers every zero counts: the line does without the register.
+    Gradients flow to the registers and to a tensor C; coefficients of a register that was not read get zero.
+    Errors: ValueError where the number of columns, registers, lines or dtypes does not fit.
+    Up to 8 registers and 4 lines are one launch. More are split, and a register that is not contiguous is copied first.
     """
-    return reference.combine(C, registers, out_dtypes)
+    if not choice.use_triton(registers[0]):
+        lines = reference.combine(C, registers)
+        if out_dtypes is None and feed is None:
+            return tuple(lines)
+        stores = _stores(len(lines), lines[0].dtype, out_dtypes, feed)
+        return _in_order(reference.stored(lines, *stores), len(lines), stores, feed)
+    from . import library, split
+
+    M, N = (C.shape[-2], C.shape[-1]) if isinstance(C, Tensor) else (len(C), len(C[0]))
+    reference.check_columns(N, registers)
+    _check_alike(registers, C)
+    stores = _stores(M, reference.accumulation_dtype(registers), out_dtypes, feed)
+    registers = [r if r.is_contiguous() else r.contiguous() for r in registers]
+    if isinstance(C, Tensor) and C.dim() == 2:
+        C = C.unsqueeze(0)
+    run = library.combine if N <= MAX_REGISTERS and M <= MAX_LINES else split.combine
+    return _in_order(run(C, registers, *stores), M, stores, feed)
+
+
+def _stores(lines: int, default: torch.dtype, out_dtypes: Sequence[torch.dtype] | None, feed: Feed | None) -> Stores:
+    """The feed first, then the lines that it does not already hold in the dtype that is wanted."""
+    dtypes = list(out_dtypes) if out_dtypes is not None else [default] * lines
+    if len(dtypes) != lines:
+        raise ValueError(f"{len(dtypes)} output dtypes for {lines} lines of C")
+    if feed is None:
+        return Stores(list(range(lines)), dtypes, [1] * lines)
+    if not (0 <= feed.line < lines and feed.copies >= 1):
+        raise ValueError(f"{feed} does not fit {lines} lines of C")
+    own = [m for m in range(lines) if (m, dtypes[m]) != (feed.line, feed.dtype)]
+    return Stores([feed.line, *own], [feed.dtype, *(dtypes[m] for m in own)], [feed.copies, *(1 for _ in own)])
+
+
+def _in_order(written: Sequence[Tensor], lines: int, stores: Stores, feed: Feed | None) -> tuple[Tensor, ...]:
+    """One tensor per line, then the feed."""
+    if feed is None:
+        return tuple(written)
+    fed = written[0]
+    outputs = dict(zip(stores.lines[1:], written[1:], strict=True))
+    if len(outputs) < lines:
+        outputs[feed.line] = fed if feed.copies == 1 else fed[: fed.shape[0] // feed.copies]
+    return (*(outputs[m] for m in range(lines)), fed)

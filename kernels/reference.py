@@ -14,28 +14,42 @@ Terms = tuple[tuple[int, float], ...]
 _ZERO = torch.zeros((), device="cpu")
 
 
-def combine(
-    C: Matrix | Tensor, registers: Sequence[Tensor], out_dtypes: Sequence[torch.dtype] | None = None
-) -> tuple[Tensor, ...]:
-    """See ops.combine. Scaled adds, not a matrix product: that would read zero columns (0 * NaN) and obey autocast."""
-    acc = torch.float32
+def combine(C: Matrix | Tensor, registers: Sequence[Tensor]) -> list[Tensor]:
+    """The lines of C R in the accumulation dtype; see ops.combine.
+
+    Scaled adds, not a matrix product: that would read zero columns (0 * NaN) and obey autocast.
+    """
+    acc = accumulation_dtype(registers)
+    if isinstance(C, Tensor):
+        return _of_tensor(C, registers, acc)
+    merges, lines = _program(C)
+    if C:
+        check_columns(len(C[0]), registers)
+    if merges:
+        registers = list(registers)
+        for j, k, ratio in merges:
+            registers.append(torch.add(_as(registers[j], acc), registers[k], alpha=ratio))
+    return [_line(line, registers, acc) for line in lines]
+
+
+def stored(
+    values: Sequence[Tensor], lines: Sequence[int], dtypes: Sequence[torch.dtype], copies: Sequence[int]
+) -> list[Tensor]:
+    """Line lines[o] in dtypes[o], copies[o] times along the batch, for every output o."""
+    outputs = [_as(values[line], dtype) for line, dtype in zip(lines, dtypes, strict=True)]
+    return [torch.cat([y] * c) if c > 1 else y for y, c in zip(outputs, copies, strict=True)]
+
+
+def accumulation_dtype(registers: Sequence[Tensor]) -> torch.dtype:
     for register in registers:  # a loop: any(...) would cost as much as half an addition, at every tick
         if register.dtype == torch.float64:
-            acc = torch.float64
-    if isinstance(C, Tensor):
-        outputs = _per_image(C, registers, acc)
-    else:
-        merges, lines = _program(C)
-        if C and len(C[0]) != len(registers):
-            raise ValueError(f"C has {len(C[0])} columns for {len(registers)} registers")
-        if merges:
-            registers = list(registers)
-            for j, k, ratio in merges:
-                registers.append(torch.add(_as(registers[j], acc), registers[k], alpha=ratio))
-        outputs = [_line(line, registers, acc) for line in lines]
-    if out_dtypes is not None:
-        outputs = [y.to(dtype) for y, dtype in zip(outputs, out_dtypes, strict=True)]
-    return tuple(outputs)
+            return torch.float64
+    return torch.float32
+
+
+def check_columns(columns: int, registers: Sequence[Tensor]) -> None:
+    if columns != len(registers):
+        raise ValueError(f"C has {columns} columns for {len(registers)} registers")
 
 
 def _line(terms: Terms, registers: Sequence[Tensor], acc: torch.dtype) -> Tensor:
@@ -48,18 +62,22 @@ def _line(terms: Terms, registers: Sequence[Tensor], acc: torch.dtype) -> Tensor
     return torch.zeros_like(registers[0], dtype=acc) if out is None else out
 
 
-def _per_image(C: Tensor, registers: Sequence[Tensor], acc: torch.dtype) -> list[Tensor]:
-    B, M, N = C.shape
-    outputs = []
-    if len(registers) != N:
-        raise ValueError(f"C has {N} columns for {len(registers)} registers")
-    for m in range(M):
+def _of_tensor(C: Tensor, registers: Sequence[Tensor], acc: torch.dtype) -> list[Tensor]:
+    """One matrix [M, N] for all images, or [B or 1, M, N]. An image whose column n is zero does not read register n."""
+    C = C if C.dim() == 3 else C.unsqueeze(0)
+    check_columns(C.shape[2], registers)
+    device, ones = registers[0].device, [1] * (registers[0].dim() - 1)
+    C = C.to(device=device, dtype=acc)
+    used = (C != 0).any(dim=1)
+    # masked before the product: neither 0 * NaN nor its gradient
+    read = [torch.where(used[:, n].view(-1, *ones), r, 0.0).to(acc) for n, r in enumerate(registers)]
+    lines = []
+    for m in range(C.shape[1]):
         out = torch.zeros_like(registers[0], dtype=acc)
-        for n in range(N):
-            c = C[:, m, n].to(device=out.device, dtype=acc).view(B, *[1] * (out.dim() - 1))
-            out = out + c * torch.where(c != 0, registers[n], 0.0)  # masked first: neither 0 * NaN nor its gradient
-        outputs.append(out)
-    return outputs
+        for n, r in enumerate(read):
+            out = out + C[:, m, n].view(-1, *ones) * r
+        lines.append(out)
+    return lines
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,65 @@
+"""Which implementation runs, Triton's or plain torch's: the environment variable FEWSTEP_KERNELS.
+
+auto (the default): Triton on CUDA devices that it supports, torch elsewhere.       torch: never Triton.
+triton: Triton or an error. Without a GPU that takes Triton's interpreter (TRITON_INTERPRET=1, set before the start).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, IncompatibleError, MissingDependencyError
+
+VARIABLE = "FEWSTEP_KERNELS"
+CHOICES = ("auto", "torch", "triton")
+_VOLTA = (7, 0)  # the oldest that Triton compiles for
+
+
+def use_triton(where: Tensor | torch.device) -> bool:
+    """Whether tensors like `where` go to the Triton kernels.
+
+    Errors: ConfigError for a FEWSTEP_KERNELS that is none; with `triton`, MissingDependencyError where it is not
+    installed and IncompatibleError for tensors that it cannot take.
+    """
+    return _decide(where.device if isinstance(where, Tensor) else where)
+
+
+@cache
+def requested() -> str:
+    """The environment's choice. It is read once."""
+    value = os.environ.get(VARIABLE, "auto")
+    if value not in CHOICES:
+        raise ConfigError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {value!r}")
+    return value
+
+
+@cache
+def _decide(device: torch.device) -> bool:
+    choice = requested()
+    if choice == "torch":
+        return False
+    installed = find_spec("triton") is not None
+    if choice == "auto":
+        return installed and device.type == "cuda" and _supported(device)
+    if not installed:
+        raise MissingDependencyError(f"{VARIABLE}=triton needs Triton: pip install 'fewstep[triton]'")
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        raise IncompatibleError(
+            f"{VARIABLE}=triton, but the tensors are on {device.type!r}: Triton's kernels need CUDA tensors, or on the "
+            f"CPU its interpreter (TRITON_INTERPRET=1); {VARIABLE}=auto uses torch there"
+        )
+    return True
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _supported(device: torch.device) -> bool:
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _VOLTA
