@@ -73,6 +73,18 @@ def combine(
     return _in_order(run(C, registers, *stores), M, stores, feed)
 
 
+def _check_alike(registers: Sequence[Tensor], C: Matrix | Tensor) -> None:
+    """A kernel reads as many elements of every register as the first one has."""
+    first = registers[0]
+    for r in registers:
+        if r.shape != first.shape or r.device != first.device:
+            raise ValueError(
+                f"registers must be alike: {tuple(first.shape)} on {first.device}, {tuple(r.shape)} on {r.device}"
+            )
+    if isinstance(C, Tensor) and C.dim() == 3 and C.shape[0] not in (1, first.shape[0]):
+        raise ValueError(f"C has matrices for {C.shape[0]} images, the registers have {first.shape[0]}")
+
+
 def _stores(lines: int, default: torch.dtype, out_dtypes: Sequence[torch.dtype] | None, feed: Feed | None) -> Stores:
     """The feed first, then the lines that it does not already hold in the dtype that is wanted."""
     dtypes = list(out_dtypes) if out_dtypes is not None else [default] * lines
