@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,6 +18,7 @@ from ..kernels import ops
 from .levels import Level, NoiseSchedule
 from .noise import Tape
 from .prediction import Parametrisation, Prediction
+from .report import Report, Result, TickRecord
 from .table import Table, Weights, check_same_schedule, compact, in_float64
 
 
@@ -36,6 +36,18 @@ class Network(Protocol):
     def __call__(
         self, x: Tensor, level: Level, branches: tuple[str, ...], rows: Tensor | None = None
     ) -> tuple[Tensor, ...]: ...
+
+
+class BatchedNetwork(Network, Protocol):
+    """A Network that evaluates its branches in one batch of its own dtype.
+
+    `solve` then writes that batch, cast and once per branch, in the launch that makes x; only this can be captured in
+    a CUDA graph. time: 0-d float32 on the batch's device.       Returns one raw output (B, ...) per branch.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def forward_batch(self, batch: Tensor, time: Tensor, branches: tuple[str, ...]) -> tuple[Tensor, ...]: ...
 
 
 class Guidance(Protocol):
@@ -93,11 +105,27 @@ def advance(table: Table, state: State, prediction: Prediction | Outputs, noise:
 
     prediction: at table.plan.nodes[state.tick] and state.x.       noise: N(0, I) of x's shape where the row needs it.
     """
+    return advance_and_feed(table, state, prediction, noise)[0]
+
+
+def advance_and_feed(
+    table: Table,
+    state: State,
+    prediction: Prediction | Outputs,
+    noise: Tensor | None = None,
+    batch: tuple[torch.dtype, int] | None = None,
+    last: bool = False,
+) -> tuple[State, Tensor | None]:
+    """`advance`, and with `batch` = (dtype, copies) the new x in that dtype, that often along the batch.
+
+    Both come from one launch; where the new x is no new tensor, the second is None.
+    last: nobody will read the carry, so it is not computed.
+    """
     i, x, carry = state
     if isinstance(prediction, Outputs):
         if len(prediction.tensors) != len(prediction.weights):
             raise IncompatibleError(f"{len(prediction.tensors)} outputs cannot have {len(prediction.weights)} weights")
-        folded = table.fold(i, len(carry), prediction.parametrisation, prediction.weights)
+        folded = table.fold(i, len(carry), prediction.parametrisation, prediction.weights, last)
         registers = (x, *prediction.tensors, *carry, noise)
     else:
         folded = table.unfolded(i, len(carry))
@@ -105,9 +133,12 @@ def advance(table: Table, state: State, prediction: Prediction | Outputs, noise:
     live = [registers[k] for k in folded.live]
     if noise is None and len(registers) - 1 in folded.live:
         raise ConfigError(f"tick {i} of {table.solver} needs noise: pass noise= (or tape= to solve)")
-    computed = ops.combine(folded.matrix, live)
+    moved, line = folded.sources[0]
+    feed = None if batch is None or moved else ops.Feed(line, *batch)
+    computed = ops.combine(folded.matrix, live, None, feed) if live else ()
     outputs = [registers[k] if moved else computed[k] for moved, k in folded.sources]
-    return State(i + 1, outputs[0], tuple(outputs[1:]))  # type: ignore[arg-type]
+    after = State(i + 1, outputs[0], tuple(outputs[1:]))  # type: ignore[arg-type]
+    return after, computed[-1] if feed is not None else None
 
 
 def edit(table: Table, state: State, x: Tensor) -> State:
@@ -118,49 +149,6 @@ def edit(table: Table, state: State, x: Tensor) -> State:
     if x.shape != state.x.shape:
         raise IncompatibleError(f"an edit must keep the shape {tuple(state.x.shape)}, got {tuple(x.shape)}")
     return State(state.tick, _as_state(x), state.carry if table.keeps_edits else ())
-
-
-class TickRecord(NamedTuple):
-    """What one tick did: its level, the branches that it evaluated, host milliseconds (network call included)."""
-
-    tick: int
-    level: Level
-    branches: tuple[str, ...]
-    ms: float
-
-
-@dataclass
-class Report:
-    """What a run cost. NFE counts image rows x branches."""
-
-    batch: int
-    ticks: list[TickRecord] = field(default_factory=list)
-
-    @property
-    def evaluations(self) -> int:
-        """How often the network was called."""
-        return sum(1 for tick in self.ticks if tick.branches)
-
-    @property
-    def nfe(self) -> int:
-        """Image rows x branches over the whole batch."""
-        return self.batch * sum(len(t.branches) for t in self.ticks)
-
-    @property
-    def nfe_per_branch(self) -> dict[str, int]:
-        """Per image: how often each branch was evaluated."""
-        counts: dict[str, int] = {}
-        for t in self.ticks:
-            for branch in t.branches:
-                counts[branch] = counts.get(branch, 0) + 1
-        return counts
-
-
-class Result(NamedTuple):
-    """x (B, ...) at the last target, and what it cost."""
-
-    x: Tensor
-    report: Report
 
 
 OnTick = Callable[[int, State, Outputs], State | None]
@@ -176,47 +164,97 @@ def solve(
     tape: Tape | None = None,
     on_tick: OnTick | None = None,
     first_tick: int = 0,
+    graph: bool = False,
 ) -> Result:
     """Run `table` on `network` from x (B, ...) at the first node to the last target.
 
     guidance: a policy, or None for the conditional branch alone.       tape: noise for stochastic solvers.
     on_tick(i, state, prediction): called after tick i with the state it led to and the prediction (x0, eps) it used;
-    may return another state (see `edit`).       first_tick: begin here (an image-to-image run).
+    may return another state (see `edit`). After the last tick the state has no carry.
+    first_tick: begin here (an image-to-image run).
+    graph: capture network and sampler in CUDA graphs and replay those (see samplers.graph for what that asks for).
     Gradients are off; differentiate through `advance` instead.
     Errors: ConfigError for missing noise; IncompatibleError for a table of another schedule, a network whose outputs
-    are not one tensor of x's shape per branch, or an on_tick that returns something else than a State of the next tick.
+    are not one tensor of x's shape per branch, an on_tick that returns something else than a State of the next tick,
+    or a graph where one cannot be captured.
     """
     if table.origin is not network.schedule:
         check_same_schedule(table.schedule, network.schedule)
+    if tape is None and any(table.noisy[first_tick:]):
+        raise ConfigError(f"{table.solver} draws noise: pass tape=NoiseTape(seeds) to solve")
+    if graph:
+        from .graph import solve_captured
+
+        return solve_captured(table, network, x, guidance, tape, on_tick, first_tick)
     state = start(table, x, first_tick)
     report = Report(batch=x.shape[0])
     nodes, targets = table.plan.nodes, table.plan.targets
-    if tape is None and any(table.noisy[first_tick:]):
-        raise ConfigError(f"{table.solver} draws noise: pass tape=NoiseTape(seeds) to solve")
+    evaluate = _Evaluation(network, table, state.x)
+    branches, weights = branches_and_weights(guidance, first_tick)
     clock = time.perf_counter()
     for i in range(first_tick, len(table)):
-        level, row = nodes[i], table.row(i, len(state.carry))
+        row, last = table.row(i, len(state.carry)), i + 1 == len(table)
         if not row.evaluates:
-            branches, weights, tensors = (), (), ()
-        elif guidance is None:
-            branches, weights = ("cond",), (1.0,)
-            tensors = network(state.x, level, branches)
-        else:
-            branches, weights = guidance.branches(i, None), guidance.weights(i, None, None)
-            tensors = network(state.x, level, branches)
+            branches, weights = (), ()
+        tensors = evaluate(i, state.x, branches) if branches else ()
         if not report.ticks:
             _check_outputs(tensors, branches, state.x)
-        prediction = Outputs(state.x, level, tensors, network.parametrisation, weights)
-        noise = tape.normal(i, level, targets[i], state.x) if tape is not None and row.needs_noise else None
-        state = advance(table, state, prediction, noise)
+        prediction = Outputs(state.x, nodes[i], tensors, network.parametrisation, weights)
+        noise = tape.normal(i, nodes[i], targets[i], state.x) if tape is not None and row.needs_noise else None
+        record = TickRecord(i, nodes[i], branches, 0.0)
+        if not last:
+            branches, weights = branches_and_weights(guidance, i + 1)
+        state, evaluate.batch = advance_and_feed(
+            table, state, prediction, noise, None if last else evaluate.wanted(branches), last
+        )
         if on_tick is not None:
             changed = on_tick(i, state, prediction)
             if changed is not None:
-                state = _checked(changed, state)
+                state, evaluate.batch = _checked(changed, state), None
         now = time.perf_counter()
-        report.ticks.append(TickRecord(i, level, branches, 1e3 * (now - clock)))
+        report.ticks.append(record._replace(ms=1e3 * (now - clock)))
         clock = now
     return Result(state.x, report)
+
+
+def branches_and_weights(guidance: Guidance | None, i: int) -> tuple[tuple[str, ...], Weights]:
+    """What tick i evaluates and how the outputs are weighted."""
+    if guidance is None:
+        return ("cond",), (1.0,)
+    return guidance.branches(i, None), guidance.weights(i, None, None)
+
+
+class _Evaluation:
+    """The network as the loop calls it: a BatchedNetwork with the batch that the sampler's launch wrote for it."""
+
+    def __init__(self, network: Any, table: Table, x: Tensor) -> None:
+        self._network, self._nodes = network, table.plan.nodes
+        self._batched = hasattr(network, "forward_batch")
+        self._times = times_of(table, x.device) if self._batched else None
+        self.batch: Tensor | None = None
+
+    def wanted(self, branches: tuple[str, ...]) -> tuple[torch.dtype, int] | None:
+        return (self._network.dtype, len(branches)) if self._batched and branches else None
+
+    def __call__(self, i: int, x: Tensor, branches: tuple[str, ...]) -> tuple[Tensor, ...]:
+        if self._times is None:
+            return self._network(x, self._nodes[i], branches)
+        batch = self.batch
+        if batch is None or batch.shape[0] != len(branches) * x.shape[0]:
+            batch = batch_of(x, self._network.dtype, len(branches))
+        return self._network.forward_batch(batch, self._times[i], branches)
+
+
+def batch_of(x: Tensor, dtype: torch.dtype, copies: int) -> Tensor:
+    """x (B, ...) as a batched network reads it: (copies * B, ...) in dtype."""
+    if copies == 1 and x.dtype == dtype:
+        return x
+    return ops.combine(((1.0,),), (x,), None, ops.Feed(0, dtype, copies))[-1]
+
+
+def times_of(table: Table, device: torch.device) -> Tensor:
+    """The times that the network is fed, one per tick: float32, uploaded once."""
+    return torch.tensor([float(n.time) for n in table.plan.nodes], dtype=torch.float32, device="cpu").to(device)
 
 
 def _check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..engine import Network
+from ..engine import Network, batch_of
 from ..levels import NoiseSchedule
 from ..prediction import Parametrisation
 
@@ -84,19 +84,29 @@ class UNetNetwork:
         self.parametrisation = parametrisation
         self._joined: dict[tuple[str, ...], dict[str, Any]] = {}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
     def __call__(
         self, x: Tensor, level: Any, branches: tuple[str, ...], rows: Tensor | None = None
     ) -> tuple[Tensor, ...]:
+        time = torch.tensor(float(level.time), dtype=torch.float32, device=x.device)
+        if rows is None:
+            return self.forward_batch(batch_of(x, self.dtype, len(branches)), time, branches)
+        arguments = _join([_rows(self.conditions[b], rows) for b in branches])
+        return self._forward(batch_of(x[rows], self.dtype, len(branches)), time, arguments, len(branches))
+
+    def forward_batch(self, batch: Tensor, time: Tensor, branches: tuple[str, ...]) -> tuple[Tensor, ...]:
+        """The branches' outputs for their rows of one batch; see BatchedNetwork."""
         arguments = self._joined.get(branches)
         if arguments is None:
             arguments = self._joined[branches] = _join([self.conditions[b] for b in branches])
-        if rows is not None:
-            x = x[rows]
-            arguments = _join([_rows(self.conditions[b], rows) for b in branches])
-        stacked = torch.cat([x] * len(branches)) if len(branches) > 1 else x
-        time = torch.tensor(float(level.time), dtype=torch.float32, device=x.device)
-        out = self.unet(stacked.to(self.unet.dtype), time, return_dict=False, **arguments)[0]
-        return out.chunk(len(branches)) if len(branches) > 1 else (out,)
+        return self._forward(batch, time, arguments, len(branches))
+
+    def _forward(self, batch: Tensor, time: Tensor, arguments: dict[str, Any], count: int) -> tuple[Tensor, ...]:
+        out = self.unet(batch, time, return_dict=False, **arguments)[0]
+        return out.chunk(count) if count > 1 else (out,)
 
 
 def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def read_schedule(model: str, *, revision: str | None = None) -> tuple[NoiseSche
 
 
 def check_model(model: str) -> str:
-    """"folder", "file" or "hub"; ConfigError for anything else, before a weight is read."""
+    """ "folder", "file" or "hub"; ConfigError for anything else, before a weight is read."""
     path = Path(model)
     if path.is_dir():
         _check_folder(path)
