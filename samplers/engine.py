@@ -249,7 +249,7 @@ def batch_of(x: Tensor, dtype: torch.dtype, copies: int) -> Tensor:
     """x (B, ...) as a batched network reads it: (copies * B, ...) in dtype."""
     if copies == 1 and x.dtype == dtype:
         return x
-    return ops.combine(((1.0,),), (x,), None, ops.Feed(0, dtype, copies))[-1]
+    return ops.combine(((1.0,),), (x,), (dtype,), ops.Feed(0, dtype, copies))[-1]
 
 
 def times_of(table: Table, device: torch.device) -> Tensor:
