@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..kernels.ops_philox import philox_normal
 from .levels import Level
 
-_MASK = (1 << 64) - 1
 MAX_SEED = (1 << 63) - 1
 
 
@@ -30,16 +30,27 @@ class Tape(Protocol):
 class NoiseTape:
     """Noise keyed by (seed of the image, tick): image k is the same alone, in any batch, and when a run resumes.
 
-    seeds: one per image of the batch. The ends s, t of the tick do not enter (see docs/decisions.md).
+    seeds: one per image of the batch, all 63 bits count. The noise is `philox_normal` of (seed, tick, element), made on
+    x's device and the same on each up to the last bits. The ends s, t of the tick do not enter (see docs/decisions.md).
     """
 
     seeds: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(check_seed(seed) for seed in self.seeds))
+
     def normal(self, i: int, s: Level, t: Level, x: Tensor) -> Tensor:
+        return self.draw(i, x)
+
+    def draw(self, tick: int | Tensor, x: Tensor) -> Tensor:
+        """Standard normal of x's shape, dtype and device for a tick: a number, or a tensor with one on x's device.
+
+        The tensor is read when the kernel runs, so a CUDA graph that was captured once draws the noise of every tick.
+        Draw once before capturing: the seeds go to the device then.
+        """
         if x.shape[0] != len(self.seeds):
             raise ConfigError(f"the tape has {len(self.seeds)} seeds for a batch of {x.shape[0]} images")
-        images = [_cpu_normal(_mix(seed, i) >> 32, x.shape[1:]) for seed in self.seeds]
-        return torch.stack(images).to(device=x.device, dtype=x.dtype)
+        return philox_normal(self.seeds, tick, x.shape[1:], device=x.device, dtype=x.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +75,7 @@ def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
 def check_seed(seed: int) -> int:
     """`seed` if it is in 0..2^63 - 1, else ConfigError.
 
-    torch's CPU generator, and so diffusers' and ours, uses the low 32 bits: seeds 2^32 apart give equal noise.
+    The initial latent is torch's CPU generator's, which uses the low 32 bits alone. Noise in the loop uses all of them.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise ConfigError(f"a seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
@@ -79,13 +90,3 @@ def _cpu_normal(seed: int, shape: Sequence[int]) -> Tensor:
 def _draw(generator: torch.Generator | None, x: Tensor) -> Tensor:
     device = generator.device if generator is not None else x.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-
-
-def _mix(seed: int, tick: int) -> int:
-    """A 64-bit key from (seed, tick): two rounds of splitmix64, so neighbouring seeds and ticks are unrelated."""
-    z = (check_seed(seed) * 0x9E3779B97F4A7C15 + (tick + 1) * 0xD1B54A32D192ED03) & _MASK
-    for _ in range(2):
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        z ^= z >> 31
-    return z
