@@ -104,6 +104,7 @@ def advance(table: Table, state: State, prediction: Prediction | Outputs, noise:
     """One tick. Pure: no argument is written to, equal arguments give equal results.
 
     prediction: at table.plan.nodes[state.tick] and state.x.       noise: N(0, I) of x's shape where the row needs it.
+    After the last tick nothing is remembered: the carry is empty.
     """
     return advance_and_feed(table, state, prediction, noise)[0]
 
@@ -114,18 +115,16 @@ def advance_and_feed(
     prediction: Prediction | Outputs,
     noise: Tensor | None = None,
     batch: tuple[torch.dtype, int] | None = None,
-    last: bool = False,
 ) -> tuple[State, Tensor | None]:
     """`advance`, and with `batch` = (dtype, copies) the new x in that dtype, that often along the batch.
 
     Both come from one launch; where the new x is no new tensor, the second is None.
-    last: nobody will read the carry, so it is not computed.
     """
     i, x, carry = state
     if isinstance(prediction, Outputs):
         if len(prediction.tensors) != len(prediction.weights):
             raise IncompatibleError(f"{len(prediction.tensors)} outputs cannot have {len(prediction.weights)} weights")
-        folded = table.fold(i, len(carry), prediction.parametrisation, prediction.weights, last)
+        folded = table.fold(i, len(carry), prediction.parametrisation, prediction.weights)
         registers = (x, *prediction.tensors, *carry, noise)
     else:
         folded = table.unfolded(i, len(carry))
@@ -170,7 +169,7 @@ def solve(
 
     guidance: a policy, or None for the conditional branch alone.       tape: noise for stochastic solvers.
     on_tick(i, state, prediction): called after tick i with the state it led to and the prediction (x0, eps) it used;
-    may return another state (see `edit`). After the last tick the state has no carry.
+    may return another state (see `edit`).
     first_tick: begin here (an image-to-image run).
     graph: capture network and sampler in CUDA graphs and replay those (see samplers.graph for what that asks for).
     Gradients are off; differentiate through `advance` instead.
@@ -205,7 +204,7 @@ def solve(
         if not last:
             branches, weights = branches_and_weights(guidance, i + 1)
         state, evaluate.batch = advance_and_feed(
-            table, state, prediction, noise, None if last else evaluate.wanted(branches), last
+            table, state, prediction, noise, None if last else evaluate.wanted(branches)
         )
         if on_tick is not None:
             changed = on_tick(i, state, prediction)

@@ -66,7 +66,7 @@ def lower(table: Table, parametrisation: Parametrisation, guidance: Guidance | N
     for i in range(first_tick, len(table)):
         row = table.row(i, len(state) - 1)
         branches, weights = branches_and_weights(guidance, i) if row.evaluates else ((), ())
-        folded = table.fold(i, len(state) - 1, parametrisation, weights, i + 1 == len(table))
+        folded = table.fold(i, len(state) - 1, parametrisation, weights)
         if not isinstance(folded.matrix, tuple):
             raise IncompatibleError("graph=True needs weights that are numbers, the same for every image")
         tick, state = _assign(folded, Kind(branches, row.needs_noise), state)

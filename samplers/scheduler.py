@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError
 from ..kernels import ops
-from .engine import Outputs, State, advance, edit, start
+from .engine import Outputs, State, advance_and_feed, edit, start
 from .from_config import is_flow, parametrisation_from_config, schedule_from_config, shift_from_config, shift_levels
 from .from_config import with_defaults as config_with_defaults
 from .grids import Levels, check_steps, from_times
@@ -234,8 +234,9 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         if table.row(tick, len(state.carry)).needs_noise:
             noise = GeneratorTape(generator).normal(tick, level, table.plan.targets[tick], state.x)
         prediction = Outputs(state.x, level, (model_output,), self.parametrisation)
-        self._state = advance(table, state, prediction, noise)
-        result = self._state.x.to(sample.dtype)
+        batch = None if sample.dtype == state.x.dtype else (sample.dtype, 1)  # the cast is part of the launch
+        self._state, result = advance_and_feed(table, state, prediction, noise, batch)
+        result = self._state.x.to(sample.dtype) if result is None else result
         self._returned = (result, _version(result))
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 

@@ -162,26 +162,31 @@ class Table:
         """Network evaluations of the run; times the number of branches and images it is the NFE."""
         return len(self)
 
-    def fold(
-        self, i: int, carry_length: int, parametrisation: Parametrisation, weights: Weights, last: bool = False
-    ) -> Folded:
-        """Tick i's executable row; remembered when the weights are plain numbers.       last: x alone, no carry."""
-        key = (i, carry_length, parametrisation, weights, last)
+    def fold(self, i: int, carry_length: int, parametrisation: Parametrisation, weights: Weights) -> Folded:
+        """Tick i's executable row; remembered when the weights are plain numbers. The last tick's makes x alone."""
+        key = (i, carry_length, parametrisation, weights)
         folded = self._folded.get(key)  # first, and only then a look at the weights: this runs every tick
         if folded is None:
-            folded = fold(self.row(i, carry_length), parametrisation, weights, last)
+            folded = fold(self._executed(i, carry_length), parametrisation, weights)
             if not any(isinstance(w, Tensor) for w in weights):
                 if len(self._folded) >= _MAX_FOLDED:  # weights that change at every tick of many runs
                     self._folded.clear()
                 self._folded[key] = folded
         return folded
 
+    def _executed(self, i: int, carry_length: int) -> Row:
+        """What is computed of tick i: nobody reads what the last one would remember."""
+        row = self.row(i, carry_length)
+        if i + 1 < len(self):
+            return row
+        return row._replace(coefficients=row.coefficients[:1], moves=row.moves[:1])
+
     def unfolded(self, i: int, carry_length: int) -> Folded:
         """Tick i's row over (x, x0, eps, carry..., noise), for a prediction that exists as tensors."""
         key = (i, carry_length)
         folded = self._folded.get(key)
         if folded is None:
-            row = self.row(i, carry_length)
+            row = self._executed(i, carry_length)
             movable = (True, False, False, *(True for _ in row.inputs[3:]))
             folded = self._folded[key] = compact([list(line) for line in row.coefficients], movable)
         return folded
@@ -218,20 +223,18 @@ def trace(solver: Solver, levels: Levels, schedule: NoiseSchedule) -> Table:
     return table
 
 
-def fold(row: Row, parametrisation: Parametrisation, weights: Weights, last: bool = False) -> Folded:
+def fold(row: Row, parametrisation: Parametrisation, weights: Weights) -> Folded:
     """The executable form of `row`: x0 and eps are replaced by x and the weighted network outputs.
 
     weights: one per network output, summing to 1 for a guided prediction; floats or Tensor[B].
-    last: only the line of x, for a tick whose carry nobody reads.
     """
-    coefficients = row.coefficients[:1] if last else row.coefficients
-    columns = list(zip(*coefficients, strict=True))
+    columns = list(zip(*row.coefficients, strict=True))
     x, x0, eps, *rest = columns
     a, b = parametrisation.x0_row(row.level) if any(x0) else (0.0, 0.0)
     c, d = parametrisation.eps_row(row.level) if any(eps) else (0.0, 0.0)
     weights = in_float64(weights)
     lines: list[list[Any]] = []
-    for k in range(len(coefficients)):
+    for k in range(len(row.coefficients)):
         out = x0[k] * b + eps[k] * d
         folded_x = x[k] + x0[k] * a + eps[k] * c
         lines.append([folded_x, *(out * w if out != 0.0 else 0.0 for w in weights), *(v[k] for v in rest)])

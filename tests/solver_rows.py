@@ -91,8 +91,9 @@ def warm_start(row: Row, table, network, x) -> State:
     return State(k, xs[k], ((xs[k - 1], *carry) if row.state else carry) if k else ())
 
 
-def run_from(table, network, state: State) -> State:
-    while state.tick < len(table):
+def run_from(table, network, state: State, leave_out: int = 0) -> State:
+    """The state after all but the last `leave_out` ticks."""
+    while state.tick < len(table) - leave_out:
         level = table.plan.nodes[state.tick]
         outputs = Outputs(state.x, level, network(state.x, level, ("cond",)), network.parametrisation)
         state = advance(table, state, outputs)

@@ -141,7 +141,7 @@ def test_one_launch_a_tick_and_no_byte_too_many(name, guided, net):
     for i, tick in enumerate(ticks):
         row, last = table.row(i, carry), i + 1 == len(table)
         weights = (1.0,) if guidance is None else guidance.weights(i, None, None)
-        folded = table.fold(i, carry, EPS, weights, last)
+        folded = table.fold(i, carry, EPS, weights)
         carry = row.carry_out
         computed = sum(not moved for moved, _ in folded.sources)
         assert len(folded.live) <= 8 and computed <= 4
