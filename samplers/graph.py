@@ -1,4 +1,6 @@
-"""A whole run from CUDA graphs: one captured graph per kind of tick holds network and sampler, and is replayed.
+"""A whole run from CUDA graphs: one captured graph holds network and sampler, and is replayed tick by tick.
+
+Ticks that evaluate other branches have a graph of their own.
 
 For networks whose time between two ticks is launches and host work rather than arithmetic. What a captured graph
 repeats is fixed: the same shapes, the same kernels, no reading of the GPU by the host.
@@ -18,7 +20,7 @@ from ..errors import ConfigError, IncompatibleError
 from ..kernels import choice
 from ..kernels.ops_philox import philox_normal
 from .engine import BatchedNetwork, Guidance, batch_of, start, times_of
-from .lowering import Kind, Lowered, Step, lower
+from .lowering import Branches, Lowered, Step, lower
 from .noise import NoiseTape, Tape
 from .report import Report, Result, TickRecord
 from .table import Table
@@ -84,11 +86,11 @@ class Captured:
         self._tick = triton_tick
         self._memory = _allocate(table, lowered, x, network.dtype)
         self._seeds = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        self._replays: dict[Kind, Callable[[], None]] = {}
+        self._replays: dict[Branches, Callable[[], None]] = {}
         for i, step in enumerate(lowered.steps):
-            if step is not None and step.kind not in self._replays:
-                body, reset = self._body(network, step.kind), self._resetter(i)
-                self._replays[step.kind] = capture(body, reset)
+            if step is not None and step.branches not in self._replays:
+                body, reset = self._body(network, step.branches), self._resetter(i)
+                self._replays[step.branches] = capture(body, reset)
 
     def serves(self, table: Table, x: Tensor, guidance: Guidance | None, first_tick: int) -> bool:
         same = table is self._table and guidance == self._guidance and first_tick == self._lowered.first_tick
@@ -107,10 +109,10 @@ class Captured:
         memory.feed.copy_(batch_of(x, memory.feed.dtype, self._lowered.copies))
         clock = time.perf_counter()
         for i in range(self._lowered.first_tick, len(steps)):
-            kind = steps[i].kind  # type: ignore[union-attr]
-            self._replays[kind]()
+            branches = steps[i].branches  # type: ignore[union-attr]
+            self._replays[branches]()
             now = time.perf_counter()
-            report.ticks.append(TickRecord(i, self._table.plan.nodes[i], kind.branches, 1e3 * (now - clock)))
+            report.ticks.append(TickRecord(i, self._table.plan.nodes[i], branches, 1e3 * (now - clock)))
             clock = now
         return Result(self._slot(self._lowered.result).clone(), report)
 
@@ -121,17 +123,17 @@ class Captured:
     def _resetter(self, i: int) -> Callable[[], None]:
         return lambda: self._memory.counter.fill_(i) and None
 
-    def _body(self, network: BatchedNetwork, kind: Kind) -> Callable[[], None]:
+    def _body(self, network: BatchedNetwork, branches: Branches) -> Callable[[], None]:
         memory, (shape, dtype, device) = self._memory, self._like
-        batch = memory.feed[: len(kind.branches) * shape[0]]
+        batch = memory.feed[: len(branches) * shape[0]]
 
         def body() -> None:
             self._tick.begin(memory)
-            tensors = network.forward_batch(batch, memory.time, kind.branches) if kind.branches else ()
-            if any(t.shape != shape for t in tensors) or len(tensors) != len(kind.branches):
+            tensors = network.forward_batch(batch, memory.time, branches) if branches else ()
+            if any(t.shape != shape for t in tensors) or len(tensors) != len(branches):
                 raise IncompatibleError(f"the network must return a tensor of shape {tuple(shape)} per branch")
             noise = ()
-            if kind.needs_noise:
+            if self._lowered.noisy:
                 noise = (philox_normal(self._seeds, memory.tick, shape[1:], device=device, dtype=dtype),)
             outputs = [t.contiguous() for t in tensors]
             self._tick.advance(memory, shape.numel(), outputs, noise, self._lowered.carries)

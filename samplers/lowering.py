@@ -1,9 +1,9 @@
 """A run as numbers in memory: what a CUDA graph needs, in which nothing on the host may differ from tick to tick.
 
 Every tick becomes a row of coefficients and a row of slots. Slots hold the state and what the solver remembers. A
-tick's new vectors go to slots that nobody holds, a renamed vector stays where it is. All ticks of a kind (the same
-branches, noise or none) have rows of the same layout, padded with zero columns, which are never read, and with
-outputs that are never written.
+tick's new vectors go to slots that nobody holds, a renamed vector stays where it is. All ticks of the same branches
+have rows of the same layout, padded with zero columns, which are never read, and with outputs that are never written:
+one graph serves them all.
 """
 
 from __future__ import annotations
@@ -20,17 +20,13 @@ MAX_LINES = 4
 Line = dict[int, float]  # register -> coefficient
 
 
-class Kind(NamedTuple):
-    """What ticks must share to be replayed from one graph."""
-
-    branches: tuple[str, ...]
-    needs_noise: bool
+Branches = tuple[str, ...]
 
 
 class Step(NamedTuple):
     """One tick.       coefficients: rows of (x, branches, carries, noise), padded.       slots: see triton_tick."""
 
-    kind: Kind
+    branches: Branches
     coefficients: tuple[tuple[float, ...], ...]
     slots: tuple[int, ...]
 
@@ -38,14 +34,16 @@ class Step(NamedTuple):
 class Lowered(NamedTuple):
     """A run from `first_tick`. steps: one per tick of the table, None before the first.
 
-    carries, lines: how many remembered registers and outputs every row has room for.       slots: size of the arena;
-    x begins in slot 0 and ends in slot `result`.       copies: how often the feed stands along the batch.
+    carries, lines: how many remembered registers and outputs every row has room for; noisy: whether for noise.
+    slots: size of the arena; x begins in slot 0 and ends in slot `result`.
+    copies: how often the feed stands along the batch.
     """
 
     first_tick: int
     steps: tuple[Step | None, ...]
     carries: int
     lines: int
+    noisy: bool
     slots: int
     result: int
     copies: int
@@ -54,7 +52,7 @@ class Lowered(NamedTuple):
 class _Tick(NamedTuple):
     """Before the padding: which slots are read and written by which line."""
 
-    kind: Kind
+    branches: Branches
     x: int
     carries: tuple[tuple[int, int], ...]  # (register, slot) of those that are read
     lines: tuple[tuple[tuple[float, ...], int], ...]  # coefficients over all registers, slot
@@ -69,24 +67,25 @@ def lower(table: Table, parametrisation: Parametrisation, guidance: Guidance | N
         folded = table.fold(i, len(state) - 1, parametrisation, weights)
         if not isinstance(folded.matrix, tuple):
             raise IncompatibleError("graph=True needs weights that are numbers, the same for every image")
-        tick, state = _assign(folded, Kind(branches, row.needs_noise), state)
+        tick, state = _assign(folded, branches, state)
         ticks.append(tick)
     carries, lines = max(len(t.carries) for t in ticks), max(len(t.lines) for t in ticks)
-    widest = max(1 + carries + len(t.kind.branches) + t.kind.needs_noise for t in ticks)
+    noisy = any(line[-1] != 0.0 for t in ticks for line, _ in t.lines)
+    copies = max(1, *(len(t.branches) for t in ticks))
+    widest = 1 + carries + copies + noisy
     if widest > MAX_REGISTERS or lines > MAX_LINES:
         raise IncompatibleError(
             f"graph=True takes ticks of at most {MAX_REGISTERS} registers and {MAX_LINES} outputs; "
             f"{table.solver} has {widest} and {lines}"
         )
-    steps = tuple(_padded(t, carries, lines, last=t is ticks[-1]) for t in ticks)
+    steps = tuple(_padded(t, carries, lines, noisy, last=t is ticks[-1]) for t in ticks)
     used = 1 + max(slot for t in ticks for slot in (t.x, *(s for _, s in t.lines)))
-    copies = max(1, *(len(t.kind.branches) for t in ticks))
-    return Lowered(first_tick, (None,) * first_tick + steps, carries, lines, used, state[0], copies)
+    return Lowered(first_tick, (None,) * first_tick + steps, carries, lines, noisy, used, state[0], copies)
 
 
-def _assign(folded: Folded, kind: Kind, state: list[int]) -> tuple[_Tick, list[int]]:
+def _assign(folded: Folded, branches: Branches, state: list[int]) -> tuple[_Tick, list[int]]:
     """Slots for a tick's outputs, and the slots of the state after it. x always moves: the feed is written with it."""
-    count = len(kind.branches)
+    count = len(branches)
     slot_of = {0: state[0], **{1 + count + k: slot for k, slot in enumerate(state[1:])}}
     registers = 2 + count + len(state) - 1
     held = set(state)
@@ -102,19 +101,15 @@ def _assign(folded: Folded, kind: Kind, state: list[int]) -> tuple[_Tick, list[i
         lines.append((tuple(float(line.get(r, 0.0)) for r in range(registers)), slot))
     read = {r for line, _ in lines for r, c in enumerate(line) if c != 0.0}
     carries = tuple((r, slot) for r, slot in slot_of.items() if r in read and r != 0)
-    return _Tick(kind, state[0], carries, tuple(lines)), after
+    return _Tick(branches, state[0], carries, tuple(lines)), after
 
 
-def _padded(tick: _Tick, carries: int, lines: int, *, last: bool) -> Step:
-    count = len(tick.kind.branches)
-    noise = len(tick.lines[0][0]) - 1
+def _padded(tick: _Tick, carries: int, lines: int, noisy: bool, *, last: bool) -> Step:
+    count = len(tick.branches)
     order = [*range(1 + count), *(r for r, _ in tick.carries)]
     blank = (0.0,) * (carries - len(tick.carries))
-    rows = [
-        tuple(line[r] for r in order) + blank + ((line[noise],) if tick.kind.needs_noise else ())
-        for line, _ in tick.lines
-    ]
+    rows = [tuple(line[r] for r in order) + blank + ((line[-1],) if noisy else ()) for line, _ in tick.lines]
     rows += [(0.0,) * len(rows[0])] * (lines - len(rows))
     slots = [tick.x, *(slot for _, slot in tick.carries), *(tick.x for _ in blank)]
     written = [slot for _, slot in tick.lines] + [-1] * (lines - len(tick.lines))
-    return Step(tick.kind, tuple(rows), (*slots, *written, 0 if last else 1))
+    return Step(tick.branches, tuple(rows), (*slots, *written, 0 if last else 1))
