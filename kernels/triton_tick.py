@@ -28,20 +28,25 @@ def begin_kernel(counter, tick, times, time):
 
 
 @triton.jit
-def tick_kernel(arena, network, noise, feed, coefficients, slots, tick, n, stride, CARRY: tl.constexpr, M: tl.constexpr,
-                COPIES: tl.constexpr, COEFFICIENTS: tl.constexpr, SLOTS: tl.constexpr, ACC: tl.constexpr,
-                WIDE: tl.constexpr, BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
-    """`combine` over (x, network outputs, CARRY slots, noise) into the feed, COPIES times, and M slots.
+def tick_kernel(arena, given, feed, coefficients, slots, tick, n, stride, OUTPUTS: tl.constexpr, NOISE: tl.constexpr,
+                CARRY: tl.constexpr, M: tl.constexpr, COPIES: tl.constexpr, COEFFICIENTS: tl.constexpr,
+                SLOTS: tl.constexpr, ACC: tl.constexpr, WIDE: tl.constexpr,
+                BLOCK: tl.constexpr, TAIL: tl.constexpr):  # fmt: skip
+    """`combine` over (x, OUTPUTS of the network, CARRY slots, NOISE) into the feed, COPIES times, and M slots.
 
-    Row of `slots`: x, carries, M outputs (-1: not written), whether to write the feed. stride: elements per slot.
+    given: the outputs, then the noise.       stride: elements per slot.
+    Row of `slots`: x, carries, M outputs (-1: not written), whether to write the feed.
     """
     i = tl.load(tick).to(tl.int64)
     C = coefficients + i * COEFFICIENTS
     row = slots + i * SLOTS
-    registers = (arena + tl.load(row).to(tl.int64) * stride,) + network
+    registers = (arena + tl.load(row).to(tl.int64) * stride,)
+    for k in tl.static_range(OUTPUTS):
+        registers = registers + (given[k],)
     for k in tl.static_range(CARRY):
         registers = registers + (arena + tl.load(row + 1 + k).to(tl.int64) * stride,)
-    registers = registers + noise
+    for k in tl.static_range(NOISE):
+        registers = registers + (given[OUTPUTS + k],)
     N: tl.constexpr = len(registers)
     reads = ()
     for k in tl.static_range(N):
@@ -106,11 +111,12 @@ def advance(memory: Memory, n: int, network: Sequence[Tensor], noise: Sequence[T
     arena, feed, slots = memory.arena, memory.feed, memory.slots
     dtypes = [arena.dtype, feed.dtype, *(t.dtype for t in (*network, *noise))]
     wide, block, tail, num_warps = launch_options(dtypes, n)
+    given = (*network, *noise) or (feed,)  # a tuple must hold something
     with on_device(arena.device):
         tick_kernel[(-(-n // block),)](
-            arena, tuple(network), tuple(noise), feed, memory.coefficients, slots, memory.tick, n, arena.shape[1],
-            CARRY=carries, M=slots.shape[1] - 2 - carries, COPIES=feed.numel() // n,
-            COEFFICIENTS=memory.coefficients.shape[1], SLOTS=slots.shape[1],
+            arena, given, feed, memory.coefficients, slots, memory.tick, n, arena.shape[1],
+            OUTPUTS=len(network), NOISE=len(noise), CARRY=carries, M=slots.shape[1] - 2 - carries,
+            COPIES=feed.numel() // n, COEFFICIENTS=memory.coefficients.shape[1], SLOTS=slots.shape[1],
             ACC=tl.float64 if torch.float64 in dtypes else tl.float32,
             WIDE=wide, BLOCK=block, TAIL=tail, num_warps=num_warps, enable_fp_fusion=True,
         )  # fmt: skip

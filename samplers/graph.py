@@ -42,7 +42,7 @@ def solve_captured(
     first_tick: int,
 ) -> Result:
     """`solve` with graph=True. The graphs are kept with the network, and serve again while table, shapes and guidance
-    stay the same.
+    stay the same. They hold addresses: weights that are moved or exchanged in between need a new network object.
 
     Errors: IncompatibleError, with the reason, for what cannot be captured.
     """
@@ -190,7 +190,10 @@ def cuda_graph() -> Capture:
             with torch.cuda.graph(graph, pool=pool):
                 body()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            first = error
+            while first.__context__ is not None:  # ending a capture that failed fails too, and says less
+                first = first.__context__
+            reason = (str(first).strip() or type(first).__name__).splitlines()[0]
             raise IncompatibleError(
                 f"graph=True: the network does something that a CUDA graph cannot repeat ({reason}). Networks with "
                 "offload hooks, or that read GPU values on the host, need graph=False"
