@@ -24,6 +24,7 @@ from .heun import Heun
 from .levels import EDM, DiscreteVP, Level, LinearVP, NoiseSchedule, RectifiedFlow, level_at
 from .noise import GeneratorTape, NoiseTape, Tape, initial_noise
 from .prediction import EPS, FLOW, PARAMETRISATIONS, X0, Parametrisation, Prediction, V, edm, predict
+from .renoise import renoise
 from .sde import SDEDPMpp2M
 from .solver import Plan, Solver
 from .table import Table, fold, trace, trace_tick
@@ -93,6 +94,7 @@ __all__ = [
     "level_at",
     "linspace",
     "predict",
+    "renoise",
     "solve",
     "start",
     "trace",
