@@ -42,6 +42,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     on_tick: OnTick | None = None,
+    graph: bool = False,
 ) -> Sampled:
     """Sample one image per prompt.
 
@@ -51,6 +52,7 @@ def sample(
     guidance_scale: None for the model's default; 1 evaluates one branch a tick instead of two.
     seeds: one per image; image k depends on seeds[k] alone. Default 0, 1, 2, ...
     height, width: pixels; default: what the model was trained at.
+    graph: replay network and sampler from CUDA graphs (see samplers.solve); on_tick must then be None.
     Errors: ConfigError for values that cannot work, IncompatibleError for an unsupported pipeline.
     """
     backbone: Backbone = model if hasattr(model, "latent_shape") else backbone_of(model)
@@ -73,7 +75,7 @@ def sample(
     first = table.plan.nodes[0]
     noise = initial_noise(seeds, shape).to(backbone.device)
     x = noise if backbone.schedule.noisiest.sigma <= 1.0 else noise * float(first.sigma)
-    result = solve(table, network, x, guidance=guidance, tape=NoiseTape(seeds), on_tick=on_tick)
+    result = solve(table, network, x, guidance=guidance, tape=NoiseTape(seeds), on_tick=on_tick, graph=graph)
     return Sampled(backbone.decode(result.x), result.report, table)
 
 

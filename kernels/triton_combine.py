@@ -56,7 +56,7 @@ def _lines(values, C, PATTERN: tl.constexpr, M: tl.constexpr, ACC: tl.constexpr)
 @triton.jit
 def _rounded(y, element: tl.constexpr):
     """As torch rounds float64 to 16 bits: by way of float32."""
-    if element.primitive_bitwidth == 16:
+    if element.primitive_bitwidth == 16 and y.dtype != element:
         return y.to(tl.float32).to(element)
     else:
         return y.to(element)
@@ -72,11 +72,14 @@ def _load(pointer, flag, FLAGGED: tl.constexpr):
 
 
 @triton.jit
-def _store(pointer, y, flag, FLAGGED: tl.constexpr):
-    if FLAGGED:
-        tl.store(pointer, _rounded(y, pointer.dtype.element_ty), mask=(tl.zeros(pointer.shape, tl.int32) + flag) != 0)
-    else:
-        tl.store(pointer, _rounded(y, pointer.dtype.element_ty))
+def _store(pointer, y, flag, total, COPIES: tl.constexpr, FLAGGED: tl.constexpr):
+    """y at `pointer` and at every multiple of `total` elements behind it."""
+    y = _rounded(y, pointer.dtype.element_ty)
+    for copy in tl.static_range(COPIES):
+        if FLAGGED:
+            tl.store(pointer + copy * total, y, mask=(tl.zeros(pointer.shape, tl.int32) + flag) != 0)
+        else:
+            tl.store(pointer + copy * total, y)
 
 
 @triton.jit
@@ -95,8 +98,7 @@ def narrow_tile(registers, outputs, C, at, end, reads, writes, total, LINES: tl.
         flag = (at < end).to(tl.int32) if MASKED else 1
         if WRITES:
             flag = flag * writes[o]
-        for copy in tl.static_range(COPIES[o]):
-            _store(outputs[o] + copy * total + at, sums[LINES[o]], flag, WRITES or MASKED)
+        _store(outputs[o] + at, sums[LINES[o]], flag, total, COPIES[o], WRITES or MASKED)
 
 
 @triton.jit
@@ -121,9 +123,8 @@ def wide_tile(registers, outputs, C, base, reads, writes, total, LINES: tl.const
     first = _lines(values, C, PATTERN, M, ACC)
     for o in tl.static_range(len(outputs)):
         if outputs[o].dtype.element_ty.primitive_bitwidth != 16:
-            for copy in tl.static_range(COPIES[o]):
-                flag = writes[o] if WRITES else 1
-                _store(outputs[o] + copy * total + four, first[LINES[o]], flag, WRITES)
+            flag = writes[o] if WRITES else 1
+            _store(outputs[o] + four, first[LINES[o]], flag, total, COPIES[o], WRITES)
     if M * len(registers) > 16:
         tl.debug_barrier()  # else the coefficients of both halves and everything read would be alive at once
     values = ()
@@ -135,14 +136,13 @@ def wide_tile(registers, outputs, C, base, reads, writes, total, LINES: tl.const
             values = values + (_load(registers[k] + four + 4, flag, READS),)
     second = _lines(values, C, PATTERN, M, ACC)
     for o in tl.static_range(len(outputs)):
-        for copy in tl.static_range(COPIES[o]):
-            flag = writes[o] if WRITES else 1
-            if outputs[o].dtype.element_ty.primitive_bitwidth == 16:
-                element = outputs[o].dtype.element_ty
-                y = _whole(_rounded(first[LINES[o]], element), _rounded(second[LINES[o]], element), T)
-                _store(outputs[o] + copy * total + eight, y, flag, WRITES)
-            else:
-                _store(outputs[o] + copy * total + four + 4, second[LINES[o]], flag, WRITES)
+        flag = writes[o] if WRITES else 1
+        if outputs[o].dtype.element_ty.primitive_bitwidth == 16:
+            element = outputs[o].dtype.element_ty
+            y = _whole(_rounded(first[LINES[o]], element), _rounded(second[LINES[o]], element), T)
+            _store(outputs[o] + eight, y, flag, total, COPIES[o], WRITES)
+        else:
+            _store(outputs[o] + four + 4, second[LINES[o]], flag, total, COPIES[o], WRITES)
 
 
 @triton.jit
