@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 
 from . import choice, reference
+from .ops_gram import gram
+from .ops_philox import philox_normal
+
+__all__ = ["Feed", "combine", "gram", "philox_normal"]
 
 MAX_REGISTERS = 8
 MAX_LINES = 4
