@@ -207,9 +207,10 @@ def solve(
             table, state, prediction, noise, None if last else evaluate.wanted(branches)
         )
         if on_tick is not None:
+            version = version_of(state.x)
             changed = on_tick(i, state, prediction)
-            if changed is not None:
-                state, evaluate.batch = _checked(changed, state), None
+            if changed is not None or version_of(state.x) != version:  # the batch no longer is what x is
+                state, evaluate.batch = _checked(state if changed is None else changed, state), None
         now = time.perf_counter()
         report.ticks.append(record._replace(ms=1e3 * (now - clock)))
         clock = now
@@ -264,6 +265,11 @@ def _check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:
     for tensor in tensors:
         if tensor.shape != x.shape:
             raise IncompatibleError(f"the network returned shape {tuple(tensor.shape)} for x of {tuple(x.shape)}")
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often the tensor was written to; inference tensors do not count, they always give 0."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _checked(changed: Any, state: State) -> State:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError
 from ..kernels import ops
-from .engine import Outputs, State, advance_and_feed, edit, start
+from .engine import Outputs, State, advance_and_feed, edit, start, version_of
 from .from_config import is_flow, parametrisation_from_config, schedule_from_config, shift_from_config, shift_levels
 from .from_config import with_defaults as config_with_defaults
 from .grids import Levels, check_steps, from_times
@@ -237,7 +237,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         batch = None if sample.dtype == state.x.dtype else (sample.dtype, 1)  # the cast is part of the launch
         self._state, result = advance_and_feed(table, state, prediction, noise, batch)
         result = self._state.x.to(sample.dtype) if result is None else result
-        self._returned = (result, _version(result))
+        self._returned = (result, version_of(result))
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes)
         if self._returned is not None:  # a copied tensor counts its versions anew
-            self._returned = (self._returned[0], _version(self._returned[0]))
+            self._returned = (self._returned[0], version_of(self._returned[0]))
 
     def _level_at(self, tick: int) -> Level:
         plan = self.table.plan
@@ -278,14 +278,9 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         if self._returned is None:
             return False
         returned, version = self._returned
-        if _version(returned) != version:  # written to in place
+        if version_of(returned) != version:  # written to in place
             return True
         if sample is returned:
             return False
         # A copy is no edit. Telling costs a read-back on a GPU, so ask only where an edit would cost the history.
         return self.table.keeps_edits or sample.shape != returned.shape or not torch.equal(sample, returned)
-
-
-def _version(tensor: Tensor) -> int:
-    """How often the tensor was written to; inference tensors do not count, they always give 0."""
-    return 0 if tensor.is_inference() else tensor._version

@@ -207,6 +207,24 @@ def test_an_edit_reaches_the_network():
     assert torch.equal(*runs)
 
 
+def test_so_does_one_in_place_though_the_network_has_another_dtype():
+    table, x = trace(SOLVERS["2m"](), uniform_lambda(VP, 4), VP), noise(2, 3).float()
+    seen = []
+
+    class Half(Net):
+        dtype = torch.bfloat16
+
+        def forward_batch(self, batch, time, branches):
+            seen.append(batch.clone())
+            return super().forward_batch(batch, time, branches)
+
+    def overwrite(i, state, prediction):
+        state.x.fill_(7.0)
+
+    solve(table, Half(), x, on_tick=overwrite)
+    assert all((batch == 7.0).all() for batch in seen[1:])
+
+
 def test_a_unet_evaluates_rows_of_a_batch():
     class UNet:
         dtype = torch.bfloat16
