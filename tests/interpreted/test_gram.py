@@ -140,6 +140,19 @@ def test_any_order_of_programs(monkeypatch):
     assert len(order) == 28
 
 
+def test_one_program_of_an_image_finishes_it(monkeypatch):
+    shrink(monkeypatch, splits=4, tiles=2)
+    store, calls = triton_gram._store_matrix, []
+
+    def counted(*args):
+        calls.append(args)
+        return store(*args)
+
+    monkeypatch.setattr(triton_gram, "_store_matrix", counted)
+    check([normal(3, 120)], ((1,),), False)
+    assert len(calls) == 3
+
+
 def test_geometry_knows_sizes_only(monkeypatch):
     def refuse(*args):
         raise AssertionError("the geometry asked for the device")
