@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from . import library_philox
 from .library import wants_dispatcher
+from .upload import to_device
 
 
 def philox_normal(
@@ -63,7 +64,7 @@ def _uploaded(seeds: tuple[int, ...], device: torch.device) -> Tensor:
         if not 0 <= seed < 1 << 63:
             raise ConfigError(f"a seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     with torch.inference_mode(False):
-        return torch.tensor(seeds, dtype=torch.int64, device="cpu").to(device)
+        return to_device(seeds, device, torch.int64)
 
 
 _kept = lru_cache(maxsize=256)(_uploaded)  # not while tracing: a fake tensor would stay in it

@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .upload import uploaded
+
 MAX_REGISTERS = 8
 MAX_LINES = 4
 
@@ -226,7 +228,7 @@ def launch(
         pattern, each = (1 << (M * N)) - 1, True
     else:
         images, M, each = 1, len(C), False
-        matrix, pattern = _uploaded(C, first.device, acc), _pattern(C)
+        matrix, pattern = uploaded(C, first.device, acc), _pattern(C)
     n //= images
     wide, block, tail, num_warps = launch_options([*(r.dtype for r in registers), *dtypes], n)
     with on_device(first.device):
@@ -247,12 +249,6 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return _NOWHERE
     return torch.cuda.device(device)
-
-
-@lru_cache(maxsize=4096)
-def _uploaded(C: Matrix, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(C, dtype=dtype, device="cpu").to(device)
 
 
 @lru_cache(maxsize=4096)

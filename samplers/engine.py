@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError, NumericsError
 from ..kernels import ops
+from ..kernels.upload import to_device
 from .levels import Level, NoiseSchedule
 from .noise import Tape
 from .prediction import Parametrisation, Prediction
 from .report import Report, Result, TickRecord
-from .table import Table, Weights, check_same_schedule, compact, in_float64
+from .table import Table, Weights, check_same_schedule, compact, numbers_of, weighted
 
 
 class Network(Protocol):
@@ -87,8 +88,8 @@ class Outputs(NamedTuple):  # made every tick: a NamedTuple costs a third of a f
     def _row(self, of_x: Any, of_out: Any) -> Tensor:
         if not self.tensors:
             raise NumericsError(f"this tick evaluates nothing, so there is no prediction at {self.level}")
-        line = [of_x, *(of_out * w for w in in_float64(self.weights))]
-        folded = compact([line], movable=[False] * len(line))
+        line = [of_x, *(of_out * w for w in numbers_of(self.weights))]
+        folded = weighted(compact([line], movable=[False] * len(line)), self.weights)
         registers = (self.x, *self.tensors)
         return ops.combine(folded.matrix, [registers[k] for k in folded.live])[0]
 
@@ -254,7 +255,7 @@ def batch_of(x: Tensor, dtype: torch.dtype, copies: int) -> Tensor:
 
 def times_of(table: Table, device: torch.device) -> Tensor:
     """The times that the network is fed, one per tick: float32, uploaded once."""
-    return torch.tensor([float(n.time) for n in table.plan.nodes], dtype=torch.float32, device="cpu").to(device)
+    return to_device([float(n.time) for n in table.plan.nodes], device, torch.float32)
 
 
 def _check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError
 from ..kernels import choice
 from ..kernels.ops_philox import philox_normal
+from ..kernels.upload import to_device
 from .engine import BatchedNetwork, Guidance, batch_of, start, times_of
 from .lowering import Branches, Lowered, Step, lower
 from .noise import NoiseTape, Tape
@@ -103,7 +104,7 @@ class Captured:
         if tape is not None:
             if len(tape.seeds) != x.shape[0]:
                 raise ConfigError(f"the tape has {len(tape.seeds)} seeds for a batch of {x.shape[0]} images")
-            self._seeds.copy_(torch.tensor(tape.seeds, dtype=torch.int64, device="cpu"))
+            self._seeds.copy_(to_device(tape.seeds, x.device, torch.int64))
         self._resetter(self._lowered.first_tick)()
         self._slot(0).copy_(x)
         memory.feed.copy_(batch_of(x, memory.feed.dtype, self._lowered.copies))

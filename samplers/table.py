@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError, NumericsError
+from ..kernels.upload import uploaded
 from .form import LinearForm
 from .grids import Levels
 from .levels import Level, NoiseSchedule
@@ -166,12 +167,13 @@ class Table:
         """Tick i's executable row; remembered when the weights are plain numbers. The last tick's makes x alone."""
         key = (i, carry_length, parametrisation, weights)
         folded = self._folded.get(key)  # first, and only then a look at the weights: this runs every tick
-        if folded is None:
-            folded = fold(self._executed(i, carry_length), parametrisation, weights)
-            if not any(isinstance(w, Tensor) for w in weights):
-                if len(self._folded) >= _MAX_FOLDED:  # weights that change at every tick of many runs
-                    self._folded.clear()
-                self._folded[key] = folded
+        if folded is not None:
+            return folded
+        if any(isinstance(w, Tensor) for w in weights):
+            return weighted(self.fold(i, carry_length, parametrisation, numbers_of(weights)), weights)
+        if len(self._folded) >= _MAX_FOLDED:  # weights that change at every tick of many runs
+            self._folded.clear()
+        folded = self._folded[key] = fold(self._executed(i, carry_length), parametrisation, weights)
         return folded
 
     def _executed(self, i: int, carry_length: int) -> Row:
@@ -223,17 +225,16 @@ def trace(solver: Solver, levels: Levels, schedule: NoiseSchedule) -> Table:
     return table
 
 
-def fold(row: Row, parametrisation: Parametrisation, weights: Weights) -> Folded:
+def fold(row: Row, parametrisation: Parametrisation, weights: tuple[float, ...]) -> Folded:
     """The executable form of `row`: x0 and eps are replaced by x and the weighted network outputs.
 
-    weights: one per network output, summing to 1 for a guided prediction; floats or Tensor[B].
+    weights: one number per network output, summing to 1 for a guided prediction.
     """
     columns = list(zip(*row.coefficients, strict=True))
     x, x0, eps, *rest = columns
     a, b = parametrisation.x0_row(row.level) if any(x0) else (0.0, 0.0)
     c, d = parametrisation.eps_row(row.level) if any(eps) else (0.0, 0.0)
-    weights = in_float64(weights)
-    lines: list[list[Any]] = []
+    lines: list[list[float]] = []
     for k in range(len(row.coefficients)):
         out = x0[k] * b + eps[k] * d
         folded_x = x[k] + x0[k] * a + eps[k] * c
@@ -243,33 +244,40 @@ def fold(row: Row, parametrisation: Parametrisation, weights: Weights) -> Folded
     return compact(lines, movable)
 
 
-def in_float64(weights: Weights) -> Weights:
-    """Coefficients are float64 on the host, whatever the dtype of learned or measured weights."""
-    return tuple(w.double() if isinstance(w, Tensor) else w for w in weights)
-
-
-def compact(lines: list[list[Any]], movable: Sequence[bool]) -> Folded:
-    """Executable form of [outputs][registers] numbers: moves and registers that nothing reads are dropped.
-
-    Where a cell is a Tensor[B] (or a 0-d tensor) the matrix is a tensor [B or 1, outputs, live], else a tuple.
-    """
-    tensors = [v for line in lines for v in line if isinstance(v, Tensor)]
+def compact(lines: Sequence[Sequence[float]], movable: Sequence[bool]) -> Folded:
+    """Executable form of [outputs][registers] numbers: moves and registers that nothing reads are dropped."""
     sources: list[tuple[bool, int]] = []
-    computed: list[list[Any]] = []
+    computed: list[Sequence[float]] = []
     for line in lines:
-        move = None if any(isinstance(v, Tensor) for v in line) else move_of(line)
+        move = move_of(line)
         if move is not None and movable[move]:
             sources.append((True, move))
         else:
             sources.append((False, len(computed)))
             computed.append(line)
-    live = tuple(k for k in range(len(movable)) if any(isinstance(ln[k], Tensor) or ln[k] != 0.0 for ln in computed))
+    live = tuple(k for k in range(len(movable)) if any(line[k] != 0.0 for line in computed))
+    return Folded(live, tuple(tuple(float(line[k]) for k in live) for line in computed), tuple(sources))
+
+
+def numbers_of(weights: Weights) -> tuple[float, ...]:
+    """The weights with 1 in place of every tensor."""
+    return tuple(1.0 if isinstance(w, Tensor) else w for w in weights)
+
+
+def weighted(folded: Folded, weights: Weights) -> Folded:
+    """`folded` for `numbers_of(weights)`, its network outputs times those weights that are tensors, [B] or 0-d.
+
+    The matrix becomes a float64 tensor [B or 1, lines, live], made on the device of the weights in a few operations.
+    """
+    tensors = [w for w in weights if isinstance(w, Tensor)]
     if not tensors:
-        return Folded(live, tuple(tuple(float(line[k]) for k in live) for line in computed), tuple(sources))
-    size, device = max(v.numel() for v in tensors), tensors[0].device
-    cells = [[torch.as_tensor(line[k], dtype=torch.float64, device=device) for k in live] for line in computed]
-    rows = [torch.stack([cell.expand(size) for cell in line], dim=-1) for line in cells]
-    return Folded(live, torch.stack(rows, dim=1), tuple(sources))
+        return folded
+    size, device = max(w.numel() for w in tensors), tensors[0].device
+    one = torch.ones(1, dtype=torch.float64, device=device)
+    factors = {1 + j: w.double().reshape(-1) for j, w in enumerate(weights) if isinstance(w, Tensor)}
+    columns = torch.stack([factors.get(k, one).expand(size) for k in folded.live], dim=-1)
+    constant = uploaded(folded.matrix, device, torch.float64)  # type: ignore[arg-type]
+    return folded._replace(matrix=constant * columns.unsqueeze(1))
 
 
 def check_same_schedule(found: dict[str, Any], schedule: NoiseSchedule) -> None:

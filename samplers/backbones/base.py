@@ -91,7 +91,7 @@ class UNetNetwork:
     def __call__(
         self, x: Tensor, level: Any, branches: tuple[str, ...], rows: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        time = torch.tensor(float(level.time), dtype=torch.float32, device=x.device)
+        time = torch.full((), float(level.time), dtype=torch.float32, device=x.device)
         if rows is None:
             return self.forward_batch(batch_of(x, self.dtype, len(branches)), time, branches)
         arguments = _join([_rows(self.conditions[b], rows) for b in branches])
