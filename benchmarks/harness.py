@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ class Case:
     units: how many ticks (runs, ...) that call does; unit: what a printed number is, in microseconds.
     clock: time.perf_counter, or host_clock for work of the calling thread alone.
     facts: measures further columns of this implementation, such as counted calls, after the timing.
+    peer: the implementation to form ratios with, where it is not the benchmark's.
     """
 
     table: str
@@ -56,6 +57,7 @@ class Case:
     unit: str = "us per tick"
     clock: Callable[[], float] = time.perf_counter
     facts: Callable[[], dict[str, float]] = dict
+    peer: str = ""
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -66,6 +68,7 @@ class Case:
 class Benchmark:
     """name: of the module in fewstep.benchmarks.       cases: called once the gates have passed.
     peer: the implementation that ratios are formed with.       notes: sentences printed under the title.
+    skipped: what was left out and why; `cases` may add to it.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Benchmark:
     cases: Callable[[], Iterable[Case]]
     peer: str
     notes: Sequence[str] = ()
+    skipped: list[str] = field(default_factory=list)
 
 
 def main(build: Callable[[], Benchmark], argv: Sequence[str] | None = None) -> int:
@@ -110,6 +114,7 @@ def run(
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "notes": list(benchmark.notes),
+        "skipped": list(benchmark.skipped),
         "command": _command(benchmark.name, arguments),
         "machine": machine(),
         "versions": versions(),
@@ -150,14 +155,15 @@ def measure(cases: Sequence[Case], seconds: float) -> list[list[float]]:
 
 def rows(cases: Sequence[Case], times: Sequence[Sequence[float]], peer: str) -> list[dict[str, Any]]:
     """One JSON row per case. `speedup`: the peer's time over this one's, repeat by repeat; None without a peer."""
-    peers = {case.group: t for case, t in zip(cases, times, strict=True) if case.implementation == peer}
+    of = {(case.group, case.implementation): t for case, t in zip(cases, times, strict=True)}
     found = []
     for case, t in zip(cases, times, strict=True):
-        other = peers.get(case.group)
-        compared = other is not None and case.implementation != peer
+        other = of.get((case.group, case.peer or peer))
+        compared = other is not None and case.implementation != (case.peer or peer)
         ratios = [a / b for a, b in zip(other or (), t, strict=True)] if compared else []
         found.append({
             "table": case.table, "case": case.key, "implementation": case.implementation, "unit": case.unit,
+            "peer": case.peer or peer,
             **summary(t), "repeats": len(t), "speedup": summary(ratios) if ratios else None, "facts": case.facts(),
         })  # fmt: skip
     return found

@@ -1,4 +1,4 @@
-"""A benchmark's report as Markdown: one line per piece of work, implementations side by side."""
+"""A benchmark's report as Markdown: one line per piece of work, implementations side by side or, if many, below."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+
+SIDE_BY_SIDE = 2  # implementations; more are a line each
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -16,13 +18,31 @@ def markdown(report: Mapping[str, Any]) -> str:
     hardware += [f"load per core before the run {machine['load']}"] if machine["load"] is not None else []
     lines = [f"# {report['title']}", "", f"`{report['command']}`", ""]
     lines += [*(f"{note}\n" for note in report["notes"])]
+    if report.get("skipped"):
+        lines += ["Skipped:", "", *(f"- {reason}" for reason in report["skipped"]), ""]
     lines += [f"Machine: {', '.join(hardware)}. Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.", ""]
     lines += ["Gates passed before anything was timed: " + "; ".join(report["gates"]) + ".", ""]
     lines += ["Times are medians of interleaved repeats with their [20 %, 80 %] range; a ratio is the median over "
               f"neighbouring repeats of {report['peer']}'s time divided by ours.", ""]  # fmt: skip
     for table in dict.fromkeys(row["table"] for row in report["rows"]):
-        lines += [f"## {table}", "", *_table([row for row in report["rows"] if row["table"] == table]), ""]
+        found = [row for row in report["rows"] if row["table"] == table]
+        many = len({row["implementation"] for row in found}) > SIDE_BY_SIDE
+        others = {row["peer"] for row in found if "peer" in row} - {report["peer"]}
+        lines += [f"## {table}", "", *(f"Ratios here are to {other}.\n" for other in others)]
+        lines += [*(_listed(found) if many else _table(found)), ""]
     return "\n".join(lines)
+
+
+def _listed(rows: Sequence[Row]) -> list[str]:
+    """One line per piece of work and implementation."""
+    facts = list(dict.fromkeys(name for row in rows for name in row["facts"]))
+    titles = [*rows[0]["case"], "implementation", rows[0]["unit"], "ratio", *facts]
+    lines = [_line(titles), _line(["---"] * len(titles))]
+    for key in dict.fromkeys(tuple(row["case"].items()) for row in rows):
+        for row in (row for row in rows if tuple(row["case"].items()) == key):
+            cells = [*row["case"].values(), row["implementation"], _range(row), _range(row["speedup"])]
+            lines.append(_line([*cells, *(_number(row["facts"].get(fact)) for fact in facts)]))
+    return lines
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

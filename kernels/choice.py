@@ -7,8 +7,11 @@ triton: Triton or an error. Without a GPU that takes Triton's interpreter (TRITO
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,27 +23,52 @@ CHOICES = ("auto", "torch", "triton")
 _VOLTA = (7, 0)  # the oldest that Triton compiles for
 
 
+def _constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For torch.compile a constant, as it cannot trace all of these: torch.compiler.assume_constant_result without the
+    import of the compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def use_triton(where: Tensor | torch.device) -> bool:
     """Whether tensors like `where` go to the Triton kernels.
 
     Errors: ConfigError for a FEWSTEP_KERNELS that is none; with `triton`, MissingDependencyError where it is not
     installed and IncompatibleError for tensors that it cannot take.
     """
-    return _decide(where.device if isinstance(where, Tensor) else where)
+    return _decide(where.device if isinstance(where, Tensor) else where, _forced or requested())
 
 
 @cache
+@_constant
 def requested() -> str:
     """The environment's choice. It is read once."""
-    value = os.environ.get(VARIABLE, "auto")
+    return _checked(os.environ.get(VARIABLE, "auto"))
+
+
+_forced: str | None = None
+
+
+@contextmanager
+def forced(value: str) -> Iterator[None]:
+    """Inside it `value` counts instead of the environment's: to compare both in one process. In every thread."""
+    global _forced
+    before, _forced = _forced, _checked(value)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _checked(value: str) -> str:
     if value not in CHOICES:
         raise ConfigError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, got {value!r}")
     return value
 
 
 @cache
-def _decide(device: torch.device) -> bool:
-    choice = requested()
+@_constant
+def _decide(device: torch.device, choice: str) -> bool:
     if choice == "torch":
         return False
     installed = find_spec("triton") is not None
