@@ -85,8 +85,9 @@ def _check_alike(registers: Sequence[Tensor], C: Matrix | Tensor) -> None:
             raise ValueError(
                 f"registers must be alike: {tuple(first.shape)} on {first.device}, {tuple(r.shape)} on {r.device}"
             )
-    if isinstance(C, Tensor) and C.dim() == 3 and C.shape[0] not in (1, first.shape[0]):
-        raise ValueError(f"C has matrices for {C.shape[0]} images, the registers have {first.shape[0]}")
+    images = first.shape[0] if first.dim() else 1
+    if isinstance(C, Tensor) and C.dim() == 3 and C.shape[0] not in (1, images):
+        raise ValueError(f"C has matrices for {C.shape[0]} images, the registers have {images}")
 
 
 def _stores(lines: int, default: torch.dtype, out_dtypes: Sequence[torch.dtype] | None, feed: Feed | None) -> Stores:
