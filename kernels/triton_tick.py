@@ -100,9 +100,7 @@ class Memory(NamedTuple):
 def begin(memory: Memory) -> None:
     """The next tick: sets `tick` and `time`."""
     with on_device(memory.arena.device):
-        begin_kernel[(1,)](
-            memory.counter, memory.tick, memory.times, memory.time, num_warps=1, enable_fp_fusion=True
-        )
+        begin_kernel[(1,)](memory.counter, memory.tick, memory.times, memory.time, num_warps=1, enable_fp_fusion=True)
 
 
 def advance(memory: Memory, n: int, network: Sequence[Tensor], noise: Sequence[Tensor], carries: int) -> None:
