@@ -143,7 +143,7 @@ def run_entry(entry: Entry, device: str, seconds: float) -> dict[str, Any]:
             problem = outcome_of(process, seconds)
         found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    row = blank(entry, "", **found) | {"seconds": round(time.monotonic() - began, 1)}
+    row: dict[str, Any] = blank(entry, "", **found) | {"seconds": round(time.monotonic() - began, 1)}
     if problem:
         row["errors"] = [*row["errors"], problem]
     if row["errors"] and lines:

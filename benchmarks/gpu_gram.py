@@ -50,7 +50,8 @@ def same_bits(device: torch.device) -> Iterator[Outcome]:
     """Every repeat, alone and while another stream is busy with it too; the counters end where they began."""
     registers = close(65_537 if device.type == "cuda" else 700, (torch.float32, torch.bfloat16), device, 5)
     expected, found = gram(registers, BASIS, ones=True), []
-    load, streams = _load(device), [nullcontext()]
+    load = _load(device)
+    streams: list[Any] = [nullcontext()]
     if device.type == "cuda":
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from ..errors import IncompatibleError
 from ..guidance.cfg import CFG
-from ..samplers import GeneratorTape, NoiseTape, graph, solve
+from ..samplers import GeneratorTape, NoiseTape, graph
 from ..samplers.lowering import lower
 from .gpu_outcome import Check, Outcome, Skipped, equals, holds, needs_cuda
 from .gpu_runs import GUIDANCE, SCALE, Net, run, start_of, table_of
-from .kernels_ladder import Static
+from .kernels_ladder import GRAPH, LADDER, TRITON, Static, Work, available, counted
 
 SOLVERS = {"2m": torch.bfloat16, "unipc-3": torch.float32, "sde-2m": torch.bfloat16}
 
@@ -72,29 +73,34 @@ def readers_are_refused(device: torch.device) -> Iterator[Outcome]:
     yield holds("and a graph can be captured", torch.equal(replayed("2m", CFG(SCALE), device, net), expected))
 
 
+def calls_per_tick(device: torch.device) -> Iterator[Outcome]:
+    """One call, and not a byte more than a tick must move: x, both outputs and x0 in; x, x0 and the batch out."""
+    x, triton = start_of(device), next(rung for rung in LADDER if rung.name == TRITON)
+    for dtype, bytes_per_element in ((torch.bfloat16, 24), (torch.float32, 28)):
+        launches, moved = counted(Work(Static(x, dtype), x, 10), triton) or (0, 0)
+        yield equals(f"calls per tick, network {dtype}".replace("torch.", ""), launches, 1)
+        yield equals(f"bytes per element, network {dtype}".replace("torch.", ""), moved / x.numel(), bytes_per_element)
+
+
 def kernels_per_tick(device: torch.device) -> Iterator[Outcome]:
-    """As the profiler counts them, around a network that launches nothing."""
+    """As the profiler counts them, around a network that launches nothing. The others' are there to compare."""
     needs_cuda(device)
-    x = start_of(device)
-    for captured, wanted in ((False, 1), (True, 2)):
-        counts = []
-        for ticks in (10, 20):
-            network = Static(x, torch.bfloat16)
-            counts.append(_kernels(lambda t=ticks, n=network, g=captured: _run_of(t, n, x, g)))
-        if not counts[1]:
+    x, wanted = start_of(device), {TRITON: 1, GRAPH: 2}
+    for name, rung in available(device)[0].items():
+        short, long = (_kernels(partial(rung.prepare, Work(Static(x, torch.bfloat16), x, n))) for n in (10, 20))
+        if not long:
             raise Skipped("the profiler sees no kernels here")
-        yield equals(f"kernels per tick, graph={captured}", (counts[1] - counts[0]) / 10, wanted)
+        found = (long - short) / 10
+        title = f"kernels per tick, {name}"
+        yield equals(title, found, wanted[name]) if name in wanted else Outcome(title, True, found)
 
 
-def _run_of(ticks: int, network: Static, x: Tensor, captured: bool) -> Tensor:
-    return solve(table_of("2m", "cuda", ticks), network, x, guidance=CFG(SCALE), graph=captured).x
-
-
-def _kernels(call: Any) -> int:
+def _kernels(prepare: Any) -> int:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    call()
+    prepare()()
+    call = prepare()
     torch.cuda.synchronize()
     try:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
@@ -102,8 +108,8 @@ def _kernels(call: Any) -> int:
             torch.cuda.synchronize()
     except RuntimeError as error:
         raise Skipped(f"the profiler does not work here ({str(error).splitlines()[0]})") from error
-    on_device = [e.name for e in profiler.events() if e.device_type == DeviceType.CUDA]
+    on_device = [e.name for e in profiler.events() or () if e.device_type == DeviceType.CUDA]
     return sum(not name.startswith(("Memcpy", "Memset", "Activity", "Context")) for name in on_device)
 
 
-CHECKS: tuple[Check, ...] = (same_bits, refused, readers_are_refused, kernels_per_tick)
+CHECKS: tuple[Check, ...] = (same_bits, refused, readers_are_refused, calls_per_tick, kernels_per_tick)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..guidance.cfg import CFG
 from ..kernels import choice, ops
-from ..samplers import EPS, SOLVERS, DiscreteVP, NoiseTape, Table, solve, trace
+from ..samplers import EPS, SOLVERS, DiscreteVP, NoiseSchedule, NoiseTape, Table, solve, trace
 from ..samplers.grids import uniform_lambda
 from .gpu_combine import randn
 from .gpu_outcome import Check, Outcome, at_most, holds, needs_cuda
@@ -26,10 +26,14 @@ TOLERANCE = 3e-5
 class Net:
     """Its outputs are small and flat in x, so that a run does little but grow with alpha."""
 
-    schedule, parametrisation = VP, EPS
+    schedule: NoiseSchedule = VP
+    parametrisation = EPS
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
+
+    def __call__(self, x: Tensor, level: Any, branches: tuple[str, ...], rows: Any = None) -> tuple[Tensor, ...]:
+        raise NotImplementedError("it is called with batches")
 
     def forward_batch(self, batch: Tensor, time: Tensor, branches: tuple[str, ...]) -> tuple[Tensor, ...]:
         parts = torch.tanh(batch * 0.05 * (1.0 + time / 1000.0)).chunk(len(branches))

@@ -32,6 +32,7 @@ from .kernels_ladder import (
     Work,
     available,
     counted,
+    least_bytes,
 )
 from .kernels_networks import NETWORKS, Whole
 from .kernels_parts import noise_cases, statistics_cases
@@ -57,9 +58,10 @@ NOTES = (
     "(10 with whole networks), and a time is the wall clock of a run, the device waited for at both ends. `host us` is "
     "the time until the host has enqueued a tick, `device us` what the device needs where it does not wait for it.",
     "`launches` are calls on latent-sized tensors that are neither views nor allocations, `MB` what they read and "
-    "write, both of a tick in steady state without the network's own. Of torch.compile and of a CUDA graph they follow "
-    "from what they must do: one kernel; and in a graph one more, of one program, that moves the counter of the tick. "
-    "`of a copy` is the traffic over the device's time as a share of what a large copy reaches, for large latents.",
+    "write, both of a tick in steady state without the network's own. Of a CUDA graph they follow from what was "
+    "captured: the tick's kernel and one more, of one program, that moves the counter of the tick. What a compiled "
+    "function launches calls do not show. `of a copy`, for large latents: the bytes that a tick must move by the "
+    "device's time, as a share of what a large copy reaches.",
     "What is drawn in advance or compiled is not timed. `diffusers as shipped` is the loop of its pipeline with the "
     "progress bar, and with the search for the first index; its arithmetic is the next row's.",
 )
@@ -89,8 +91,8 @@ def noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 def facts(work: Work, rung: Rung) -> dict[str, float]:
     """The columns beside the time of a run."""
-    launches, moved = counted(work, rung)
-    found = {"launches": launches, "MB": 1e-6 * moved}
+    count = counted(work, rung)
+    found = {} if count is None else {"launches": count[0], "MB": 1e-6 * count[1]}
     if work.device.type == "cuda":
         found["host us"] = 1e6 * host_seconds(partial(rung.prepare, work), work.device) / work.ticks
     if rung.waits:  # its device time would contain the waiting
@@ -99,7 +101,7 @@ def facts(work: Work, rung: Rung) -> dict[str, float]:
     if work.device.type == "cuda":
         found["device us"] = 1e6 * seconds
     if work.x.numel() >= LARGE:
-        found["of a copy"] = moved / seconds / copy_bandwidth(work.device)
+        found["of a copy"] = least_bytes(work) / seconds / copy_bandwidth(work.device)
     return found
 
 

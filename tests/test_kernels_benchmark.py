@@ -46,6 +46,7 @@ def test_launches_and_bytes():
     launches, moved = kernels_ladder.counted(work(), RUNGS[TORCH])
     theirs, their_bytes = kernels_ladder.counted(work(), RUNGS[BEGIN_INDEX])
     assert launches == 7 and theirs == 14 and moved < 0.6 * their_bytes
+    assert kernels_ladder.counted(work(), RUNGS["torch.compile"]) is None
     assert kernels_ladder.counted(work(), RUNGS[GRAPH]) == (2, 32 * 4 * 8 * 8)
     half = Static(kernels.noise((1, 4, 8, 8), CPU), torch.bfloat16)
     assert kernels_ladder.counted(work(half), RUNGS[GRAPH]) == (2, 24 * 4 * 8 * 8)
