@@ -1,6 +1,6 @@
 """Which implementation runs, Triton's or plain torch's: the environment variable FEWSTEP_KERNELS.
 
-auto (the default): Triton on CUDA devices that it supports, torch elsewhere.       torch: never Triton.
+auto (the default): Triton (3.4 or newer) on CUDA devices that it supports, torch elsewhere.       torch: never Triton.
 triton: Triton or an error. Without a GPU that takes Triton's interpreter (TRITON_INTERPRET=1, set before the start).
 """
 
@@ -73,9 +73,9 @@ def _decide(device: torch.device, choice: str) -> bool:
         return False
     installed = find_spec("triton") is not None
     if choice == "auto":
-        return installed and device.type == "cuda" and _supported(device)
-    if not installed:
-        raise MissingDependencyError(f"{VARIABLE}=triton needs Triton: pip install 'fewstep[triton]'")
+        return device.type == "cuda" and installed and _new_enough() and _supported(device)
+    if not installed or not _new_enough():
+        raise MissingDependencyError(f"{VARIABLE}=triton needs Triton 3.4 or newer: pip install 'fewstep[triton]'")
     if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
         raise IncompatibleError(
             f"{VARIABLE}=triton, but the tensors are on {device.type!r}: Triton's kernels need CUDA tensors, or on the "
@@ -87,6 +87,12 @@ def _decide(device: torch.device, choice: str) -> bool:
 def interpreted() -> bool:
     """Whether Triton's kernels run in its interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _new_enough() -> bool:
+    from .triton_version import is_new_enough
+
+    return is_new_enough()
 
 
 def _supported(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import choice, reference
 
@@ -43,8 +44,8 @@ def combine(
 
 def wants_dispatcher(tensors: Sequence[Tensor], C: Any = None) -> bool:
     """Whether somebody besides the kernel must see the call: autograd, torch.compile, a dispatch mode."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return True
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0:
+        return True  # forward-mode derivatives are refused there, where a launch would drop them in silence
     if not torch.is_grad_enabled():
         return False
     return any(t.requires_grad for t in tensors) or (isinstance(C, Tensor) and C.requires_grad)

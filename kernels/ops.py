@@ -49,7 +49,8 @@ def combine(
 
     C: [M][N] numbers shared by the batch; or a tensor, [M, N] for all images or [B, M, N] with a matrix per image.
     registers: N tensors (B, ...) of any floating dtypes.       out_dtypes: M dtypes; default: the accumulation dtype.
-    feed: one more output (copies * B, ...), written by the same launch. A line of the same dtype is then a view of it.
+    feed: one more output (copies * B, ...), written by the same launch. On the Triton path a line of the same dtype is
+    then a view of it, so neither may be written to.
     Returns M tensors (B, ...), and the feed behind them where one is asked for.
 
     Accumulates in float32 (float64 if a register is). A register whose column of C is zero, for an image where C is
@@ -62,8 +63,15 @@ def combine(
         lines = reference.combine(C, registers)
         if out_dtypes is None and feed is None:
             return tuple(lines)
-        stores = _stores(len(lines), lines[0].dtype, out_dtypes, feed)
-        return _in_order(reference.stored(lines, *stores), len(lines), stores, feed)
+        dtypes = [lines[0].dtype] * len(lines) if out_dtypes is None else out_dtypes
+        if len(dtypes) != len(lines):
+            raise ValueError(f"{len(dtypes)} output dtypes for {len(lines)} lines of C")
+        outputs = [y if y.dtype == dtype else y.to(dtype) for y, dtype in zip(lines, dtypes, strict=True)]
+        if feed is not None:
+            _check_feed(feed, len(lines))
+            fed = lines[feed.line].to(feed.dtype)
+            outputs.append(torch.cat([fed] * feed.copies) if feed.copies > 1 else fed)
+        return tuple(outputs)
     from . import library, split
 
     M, N = (C.shape[-2], C.shape[-1]) if isinstance(C, Tensor) else (len(C), len(C[0]))
@@ -86,7 +94,7 @@ def _check_alike(registers: Sequence[Tensor], C: Matrix | Tensor) -> None:
                 f"registers must be alike: {tuple(first.shape)} on {first.device}, {tuple(r.shape)} on {r.device}"
             )
     images = first.shape[0] if first.dim() else 1
-    if isinstance(C, Tensor) and C.dim() == 3 and C.shape[0] not in (1, images):
+    if isinstance(C, Tensor) and C.dim() == 3 and (C.shape[0] not in (1, images) or C.shape[0] > 65_535):
         raise ValueError(f"C has matrices for {C.shape[0]} images, the registers have {images}")
 
 
@@ -97,10 +105,14 @@ def _stores(lines: int, default: torch.dtype, out_dtypes: Sequence[torch.dtype] 
         raise ValueError(f"{len(dtypes)} output dtypes for {lines} lines of C")
     if feed is None:
         return Stores(list(range(lines)), dtypes, [1] * lines)
-    if not (0 <= feed.line < lines and feed.copies >= 1):
-        raise ValueError(f"{feed} does not fit {lines} lines of C")
+    _check_feed(feed, lines)
     own = [m for m in range(lines) if (m, dtypes[m]) != (feed.line, feed.dtype)]
     return Stores([feed.line, *own], [feed.dtype, *(dtypes[m] for m in own)], [feed.copies, *(1 for _ in own)])
+
+
+def _check_feed(feed: Feed, lines: int) -> None:
+    if not (0 <= feed.line < lines and feed.copies >= 1):
+        raise ValueError(f"{feed} does not fit {lines} lines of C")
 
 
 def _in_order(written: Sequence[Tensor], lines: int, stores: Stores, feed: Feed | None) -> tuple[Tensor, ...]:

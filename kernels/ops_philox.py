@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from . import library_philox
 from .library import wants_dispatcher
-from .upload import to_device
+from .upload import lasting, to_device
 
 
 def philox_normal(
@@ -38,12 +38,12 @@ def philox_normal(
         if seeds.dim() != 1:
             raise ConfigError(f"seeds must have the shape [B], got {list(seeds.shape)}")
     else:
-        seeds = (_uploaded if traced else _kept)(tuple(seeds), device)
+        seeds = _uploaded(tuple(seeds), device) if traced else lasting(_kept(tuple(seeds), device))
     if isinstance(tick, Tensor):
         _check(tick, "tick", (torch.int64, torch.int32), device)
         if tick.numel() != 1:
             raise ConfigError(f"tick must be one integer, got {tick.numel()}")
-    elif 0 <= tick < 1 << 32:
+    elif isinstance(tick, int) and 0 <= tick < 1 << 32:
         tick = torch.full((1,), tick, dtype=torch.int64, device=device)  # a fill: no copy from the host
     else:
         raise ConfigError(f"tick must be a whole number from 0 to 2^32 - 1, got {tick!r}")
@@ -61,7 +61,7 @@ def _check(x: Tensor, name: str, dtypes: tuple[torch.dtype, ...], device: torch.
 
 def _uploaded(seeds: tuple[int, ...], device: torch.device) -> Tensor:
     for seed in seeds:
-        if not 0 <= seed < 1 << 63:
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
             raise ConfigError(f"a seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     with torch.inference_mode(False):
         return to_device(seeds, device, torch.int64)

@@ -67,6 +67,9 @@ def _of_tensor(C: Tensor, registers: Sequence[Tensor], acc: torch.dtype) -> list
     C = C if C.dim() == 3 else C.unsqueeze(0)
     check_columns(C.shape[2], registers)
     device, ones = registers[0].device, [1] * (registers[0].dim() - 1)
+    images = registers[0].shape[0] if registers[0].dim() else 1
+    if C.shape[0] not in (1, images):
+        raise ValueError(f"C has matrices for {C.shape[0]} images, the registers have {images}")
     C = C.to(device=device, dtype=acc)
     used = (C != 0).any(dim=1)
     # masked before the product: neither 0 * NaN nor its gradient

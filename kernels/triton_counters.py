@@ -7,6 +7,7 @@ from torch import Tensor
 
 RESERVE = 1 << 16
 _SMALLEST = 1 << 10
+_ALIGNED = 4  # counters in 16 bytes: Triton compiles anew for an address that is no multiple, which no capture allows
 
 _by_stream: dict[tuple[torch.device, int], Tensor] = {}
 _reserves: dict[torch.device, list[Tensor]] = {}  # per device one tensor: what no graph has taken yet
@@ -40,7 +41,8 @@ def _taken(count: int, device: torch.device) -> Tensor:
     reserve = _reserves.get(device)
     if reserve is None or reserve[0].shape[0] < count:
         return _zeros(count, device)
-    taken, reserve[0] = reserve[0][:count], reserve[0][count:]
+    places = -(-count // _ALIGNED) * _ALIGNED
+    taken, reserve[0] = reserve[0][:count], reserve[0][places:]
     return taken
 
 

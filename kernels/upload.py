@@ -15,7 +15,17 @@ def uploaded(C: Matrix, device: torch.device, dtype: torch.dtype) -> Tensor:
     """C as a tensor [M, N]; kept, so nobody may write to it."""
     if torch._C._len_torch_dispatch_stack() > 0:  # a mode may make tensors of its own kind, which must not be kept
         return to_device(C, device, dtype)
-    return _kept(C, device, dtype)
+    return lasting(_kept(C, device, dtype))
+
+
+_for_graphs: dict[int, Tensor] = {}
+
+
+def lasting(tensor: Tensor) -> Tensor:
+    """`tensor`, which a CUDA graph that is being captured may hold on to: what is kept must then stay for good."""
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        _for_graphs[tensor.data_ptr()] = tensor
+    return tensor
 
 
 @lru_cache(maxsize=4096)

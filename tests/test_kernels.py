@@ -19,7 +19,7 @@ CUDA = torch.device("cuda", 0)
 def requested(monkeypatch):
     """Sets FEWSTEP_KERNELS as a fresh process would see it."""
 
-    def request(value=None, interpret="0", triton=True):
+    def request(value=None, interpret="0", triton=True, new=True):
         monkeypatch.delenv(choice.VARIABLE, raising=False)
         if value is not None:
             monkeypatch.setenv(choice.VARIABLE, value)
@@ -27,6 +27,7 @@ def requested(monkeypatch):
         spec = importlib.util.find_spec("torch") if triton else None
         monkeypatch.setattr(choice, "find_spec", lambda name: spec)
         monkeypatch.setattr(choice, "_supported", lambda device: True)
+        monkeypatch.setattr(choice, "_new_enough", lambda: new)
         choice.requested.cache_clear()
         choice._decide.cache_clear()
 
@@ -41,6 +42,8 @@ def test_auto_is_triton_on_cuda_and_torch_elsewhere(requested):
         requested(value)
         assert choice.use_triton(CUDA) and not choice.use_triton(CPU) and not choice.use_triton(torch.device("mps"))
         requested(value, triton=False)
+        assert not choice.use_triton(CUDA)
+        requested(value, new=False)  # torch 2.6 and 2.7 bring a Triton that cannot compile the kernels
         assert not choice.use_triton(CUDA)
         requested(value, interpret="1")
         assert not choice.use_triton(CPU)
@@ -60,9 +63,10 @@ def test_triton_is_triton_or_an_error(requested):
     assert choice.use_triton(CPU)
     with pytest.raises(IncompatibleError, match="'mps'"):
         choice.use_triton(torch.device("mps"))
-    requested("triton", triton=False)
-    with pytest.raises(MissingDependencyError, match="pip install"):
-        choice.use_triton(CUDA)
+    for what in ({"triton": False}, {"new": False}):
+        requested("triton", **what)
+        with pytest.raises(MissingDependencyError, match="pip install"):
+            choice.use_triton(CUDA)
 
 
 def test_other_words_are_refused(requested):
@@ -81,7 +85,7 @@ def test_the_feed_is_the_new_x_cast_and_repeated():
     assert torch.equal(x_next, ops.combine(C, (x, u))[0]) and torch.equal(other, ops.combine(C, (x, u))[1])
     assert torch.equal(fed, torch.cat([x_next] * 3).half())
     x_next, _, fed = ops.combine(C, (x, u), None, ops.Feed(0, torch.float32, 2))
-    assert x_next.data_ptr() == fed.data_ptr() and torch.equal(fed, torch.cat([x_next] * 2))
+    assert x_next.data_ptr() != fed.data_ptr() and torch.equal(fed, torch.cat([x_next] * 2))
 
 
 def test_what_does_not_fit_is_refused():
@@ -105,17 +109,18 @@ def test_gradients_of_the_operation_equal_those_through_plain_torch():
     """The operation's own formula, the transposed matrix, against autograd through the reference; twice."""
     C, r = ((1.5, -0.5, 0.0), (0.0, 2.0, 0.3)), registers()
     flat = [c for line in C for c in line]
+    torch.manual_seed(0)
     cotangents = [torch.randn(4, 5, dtype=torch.float64), *(torch.randn(2, 5, dtype=torch.float64) for _ in range(2))]
     ours = torch.ops.fewstep.combine(flat, r, LINES, DTYPES, COPIES)
     plain = library._run(C, r, LINES, DTYPES, COPIES)
     for a, b in zip(torch.autograd.grad(ours, r, cotangents), torch.autograd.grad(plain, r, cotangents), strict=True):
-        assert torch.allclose(a, b, rtol=1e-14, atol=0)
+        assert torch.allclose(a, b, rtol=1e-13, atol=1e-14)
     each = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
     ours = torch.ops.fewstep.combine_each(each, r, LINES, DTYPES, COPIES)
     plain = library._run(each, r, LINES, DTYPES, COPIES)
     found, expected = (torch.autograd.grad(y, (each, *r), cotangents, create_graph=True) for y in (ours, plain))
     for a, b in zip(found, expected, strict=True):
-        assert torch.allclose(a, b, rtol=1e-13)
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-14)
     again = [torch.autograd.grad(sum(g.square().sum() for g in y), (each, *r)) for y in (found, expected)]
     for a, b in zip(*again, strict=True):
         assert torch.allclose(a, b, rtol=1e-12)
