@@ -26,7 +26,7 @@ def replayed(name: str, guidance: Any, device: torch.device, net: Net) -> Tensor
         return run(name, guidance, device, net, graph=True)
     table, x = table_of(name, device.type), start_of(device)
     lowered = lower(table, net.parametrisation, guidance)
-    return graph.Captured(table, lowered, net, x, guidance, lambda body, reset: body).run(x, NoiseTape((5, 6))).x
+    return graph.Captured(table, lowered, net, x, lambda body, reset: body).run(x, NoiseTape((5, 6))).x
 
 
 def same_bits(device: torch.device) -> Iterator[Outcome]:

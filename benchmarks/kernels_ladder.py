@@ -15,7 +15,7 @@ from torch import Tensor
 from ..guidance.cfg import CFG
 from ..kernels import choice
 from ..samplers import EPS, DiscreteVP, DPMpp2M, Table, linspace, solve, trace
-from ..samplers.engine import batch_of, times_of
+from ..samplers.feeding import batch_of, times_of
 from ..samplers.lowering import lower
 from .counting import Counts, DispatchCounter, per_tick
 from .overhead_peers import STABLE_DIFFUSION

@@ -52,7 +52,8 @@ def sample(
     guidance_scale: None for the model's default; 1 evaluates one branch a tick instead of two.
     seeds: one per image; image k depends on seeds[k] alone. Default 0, 1, 2, ...
     height, width: pixels; default: what the model was trained at.
-    graph: replay network and sampler from CUDA graphs (see samplers.solve); on_tick must then be None.
+    graph: replay network and sampler from CUDA graphs (see samplers.solve), captured anew for every call, which takes
+    as long as four ticks; on_tick must then be None.
     Errors: ConfigError for values that cannot work, IncompatibleError for an unsupported pipeline.
     """
     backbone: Backbone = model if hasattr(model, "latent_shape") else backbone_of(model)

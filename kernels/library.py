@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..errors import IncompatibleError
 from . import choice, reference
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -44,11 +45,21 @@ def combine(
 
 def wants_dispatcher(tensors: Sequence[Tensor], C: Any = None) -> bool:
     """Whether somebody besides the kernel must see the call: autograd, torch.compile, a dispatch mode."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0:
-        return True  # forward-mode derivatives are refused there, where a launch would drop them in silence
+    if forward_ad._current_level >= 0:
+        _refuse_tangents((*tensors, C) if isinstance(C, Tensor) else tensors)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
     if not torch.is_grad_enabled():
         return False
     return any(t.requires_grad for t in tensors) or (isinstance(C, Tensor) and C.requires_grad)
+
+
+def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
+    """A launch would drop the derivative in silence."""
+    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise IncompatibleError(
+            f"the Triton kernels have no forward-mode derivative: use reverse mode, or {choice.VARIABLE}=torch"
+        )
 
 
 def _run(C: Matrix | Tensor, registers: Sequence[Tensor], lines: Any, dtypes: Any, copies: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from . import choice, reference_gram
+from .library import wants_dispatcher
 
 MAX_REGISTERS = 6
 MAX_VECTORS = 6
@@ -45,20 +46,13 @@ def gram(registers: Sequence[Tensor], basis: Sequence[Sequence[float]] | None = 
             f"{MAX_VECTORS}; ask for fewer rows at a time, or set {choice.VARIABLE}=torch"
         )
     registers = [r if r.is_contiguous() else r.contiguous() for r in registers]
-    if _is_watched(registers):
+    if wants_dispatcher(registers):
         from . import library_gram  # noqa: F401  defines the operator
 
         return torch.ops.fewstep.gram(registers, [c for row in rows for c in row], ones)
     from . import triton_gram
 
     return triton_gram.launch(registers, rows, ones)
-
-
-def _is_watched(registers: Sequence[Tensor]) -> bool:
-    """Whether autograd, torch.compile or a dispatch mode must see the call; they cannot see into a launch."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    return torch.is_grad_enabled() and any(r.requires_grad for r in registers)
 
 
 def _check(registers: Sequence[Tensor], rows: Matrix) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError, NumericsError
 from ..kernels import ops
-from ..kernels.upload import to_device
+from .feeding import Evaluation, version_of
 from .levels import Level, NoiseSchedule
 from .noise import Tape
 from .prediction import Parametrisation, Prediction
@@ -43,7 +43,9 @@ class BatchedNetwork(Network, Protocol):
     """A Network that evaluates its branches in one batch of its own dtype.
 
     `solve` then writes that batch, cast and once per branch, in the launch that makes x; only this can be captured in
-    a CUDA graph. time: 0-d float32 on the batch's device.       Returns one raw output (B, ...) per branch.
+    a CUDA graph. It calls `forward_batch` in place of `__call__`, if the class has it.
+    time: 0-d float32 on the batch's device.       batch: must not be written to, x may be a view of it.
+    Returns one raw output (B, ...) per branch.
     """
 
     @property
@@ -189,7 +191,7 @@ def solve(
     state = start(table, x, first_tick)
     report = Report(batch=x.shape[0])
     nodes, targets = table.plan.nodes, table.plan.targets
-    evaluate = _Evaluation(network, table, state.x)
+    evaluate = Evaluation(network, table, state.x)
     branches, weights = branches_and_weights(guidance, first_tick)
     clock = time.perf_counter()
     for i in range(first_tick, len(table)):
@@ -210,7 +212,8 @@ def solve(
         if on_tick is not None:
             version = version_of(state.x)
             changed = on_tick(i, state, prediction)
-            if changed is not None or version_of(state.x) != version:  # the batch no longer is what x is
+            if changed is not None or state.x.is_inference() or version_of(state.x) != version:
+                # the batch is not, or may no longer be, what x is
                 state, evaluate.batch = _checked(state if changed is None else changed, state), None
         now = time.perf_counter()
         report.ticks.append(record._replace(ms=1e3 * (now - clock)))
@@ -225,39 +228,6 @@ def branches_and_weights(guidance: Guidance | None, i: int) -> tuple[tuple[str, 
     return guidance.branches(i, None), guidance.weights(i, None, None)
 
 
-class _Evaluation:
-    """The network as the loop calls it: a BatchedNetwork with the batch that the sampler's launch wrote for it."""
-
-    def __init__(self, network: Any, table: Table, x: Tensor) -> None:
-        self._network, self._nodes = network, table.plan.nodes
-        self._batched = hasattr(network, "forward_batch")
-        self._times = times_of(table, x.device) if self._batched else None
-        self.batch: Tensor | None = None
-
-    def wanted(self, branches: tuple[str, ...]) -> tuple[torch.dtype, int] | None:
-        return (self._network.dtype, len(branches)) if self._batched and branches else None
-
-    def __call__(self, i: int, x: Tensor, branches: tuple[str, ...]) -> tuple[Tensor, ...]:
-        if self._times is None:
-            return self._network(x, self._nodes[i], branches)
-        batch = self.batch
-        if batch is None or batch.shape[0] != len(branches) * x.shape[0]:
-            batch = batch_of(x, self._network.dtype, len(branches))
-        return self._network.forward_batch(batch, self._times[i], branches)
-
-
-def batch_of(x: Tensor, dtype: torch.dtype, copies: int) -> Tensor:
-    """x (B, ...) as a batched network reads it: (copies * B, ...) in dtype."""
-    if copies == 1 and x.dtype == dtype:
-        return x
-    return ops.combine(((1.0,),), (x,), (dtype,), ops.Feed(0, dtype, copies))[-1]
-
-
-def times_of(table: Table, device: torch.device) -> Tensor:
-    """The times that the network is fed, one per tick: float32, uploaded once."""
-    return to_device([float(n.time) for n in table.plan.nodes], device, torch.float32)
-
-
 def _check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:
     """A network that returns a bare tensor would be unpacked over the batch, and other shapes would broadcast."""
     if not isinstance(tensors, tuple) or len(tensors) != len(branches):
@@ -266,11 +236,6 @@ def _check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:
     for tensor in tensors:
         if tensor.shape != x.shape:
             raise IncompatibleError(f"the network returned shape {tuple(tensor.shape)} for x of {tuple(x.shape)}")
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often the tensor was written to; inference tensors do not count, they always give 0."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _checked(changed: Any, state: State) -> State:

@@ -8,10 +8,13 @@ repeats is fixed: the same shapes, the same kernels, no reading of the GPU by th
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,7 +23,8 @@ from ..errors import ConfigError, IncompatibleError
 from ..kernels import choice
 from ..kernels.ops_philox import philox_normal
 from ..kernels.upload import to_device
-from .engine import BatchedNetwork, Guidance, batch_of, start, times_of
+from .engine import BatchedNetwork, Guidance, start
+from .feeding import batch_of, is_batched, times_of
 from .lowering import Branches, Lowered, Step, lower
 from .noise import NoiseTape, Tape
 from .report import Report, Result, TickRecord
@@ -30,7 +34,8 @@ WARM_UPS = 3  # before a capture: kernels are compiled, libraries set up and tun
 _ALIGNMENT = 16  # elements; slots begin where a 128-bit access may
 Capture = Callable[[Callable[[], None], Callable[[], None]], Callable[[], None]]
 
-_KEPT: WeakKeyDictionary[Any, Captured] = WeakKeyDictionary()  # the newest of every network
+_KEPT: dict[int, tuple[weakref.ref[Any], Captured]] = {}  # the newest of every network, by id
+_LOCK = threading.Lock()
 
 
 def solve_captured(
@@ -42,16 +47,23 @@ def solve_captured(
     on_tick: Any,
     first_tick: int,
 ) -> Result:
-    """`solve` with graph=True. The graphs are kept with the network, and serve again while table, shapes and guidance
-    stay the same. They hold addresses: weights that are moved or exchanged in between need a new network object.
+    """`solve` with graph=True. The graphs of a network object's newest run are kept and serve again for the same
+    coefficients, times, shapes and dtypes. Else all is captured anew, which evaluates the network four times per set of
+    branches; the report does not count those. The graphs hold addresses: weights that are moved or exchanged need a new
+    network object. One run at a time: threads wait for each other.
 
     Errors: IncompatibleError, with the reason, for what cannot be captured.
     """
     for problem, instead in (
         (on_tick is not None, "on_tick runs Python between two ticks: leave it out"),
-        (not hasattr(network, "forward_batch"), f"{type(network).__name__} has no forward_batch (see BatchedNetwork)"),
+        (not is_batched(network), f"{type(network).__name__} has no forward_batch (see BatchedNetwork)"),
         (tape is not None and not isinstance(tape, NoiseTape), "its noise must come from NoiseTape(seeds)"),
         (x.device.type != "cuda", f"it needs CUDA tensors, x is on {x.device.type!r}"),
+        (
+            torch.is_autocast_enabled("cuda"),
+            "autocast frees the casts of weights that a graph would read: load the "
+            "network in the dtype it shall run in",
+        ),
     ):
         if problem:
             raise IncompatibleError(f"graph=True cannot capture this run: {instead}, or use graph=False")
@@ -59,12 +71,26 @@ def solve_captured(
         raise IncompatibleError("graph=True needs the Triton kernels: install triton, and do not set "
                                 f"{choice.VARIABLE}=torch")  # fmt: skip
     x = start(table, x, first_tick).x
-    captured = _KEPT.get(network)
-    if captured is None or not captured.serves(table, x, guidance, first_tick):
-        _KEPT.pop(network, None)  # its memory before the new one's
-        lowered = lower(table, network.parametrisation, guidance, first_tick)
-        captured = _KEPT[network] = Captured(table, lowered, network, x, guidance, cuda_graph())
-    return captured.run(x, tape)
+    lowered = lower(table, network.parametrisation, guidance, first_tick)
+    with _LOCK, torch.cuda.device(x.device), torch.inference_mode(False), torch.no_grad():
+        captured = _kept(network)
+        if captured is None or not captured.serves(table, lowered, network, x):
+            _KEPT.pop(id(network), None)  # its memory before the new one's
+            captured = Captured(table, lowered, network, x, cuda_graph(x.device))
+            _keep(network, captured)
+        return captured.run(x, tape)
+
+
+def _kept(network: Any) -> Captured | None:
+    reference, captured = _KEPT.get(id(network), (None, None))
+    return captured if reference is not None and reference() is network else None
+
+
+def _keep(network: Any, captured: Captured) -> None:
+    """By identity, for networks may compare by value; until the network is gone."""
+    key = id(network)
+    with suppress(TypeError):  # a class without weak references: its graphs are not kept
+        _KEPT[key] = weakref.ref(network, lambda _: _KEPT.pop(key, None)), captured
 
 
 class Captured:
@@ -76,14 +102,13 @@ class Captured:
         lowered: Lowered,
         network: BatchedNetwork,
         x: Tensor,
-        guidance: Guidance | None,
         capture: Capture,
     ) -> None:
         """capture(body, reset) -> replay: records `body`, which may be run first, after `reset` each time."""
         from ..kernels import triton_tick
 
-        self._table, self._lowered, self._guidance = table, lowered, guidance
-        self._like = x.shape, x.dtype, x.device
+        self._nodes, self._lowered = table.plan.nodes, lowered
+        self._like, self._dtype = (x.shape, x.dtype, x.device), network.dtype
         self._tick = triton_tick
         self._memory = _allocate(table, lowered, x, network.dtype)
         self._seeds = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
@@ -93,8 +118,9 @@ class Captured:
                 body, reset = self._body(network, step.branches), self._resetter(i)
                 self._replays[step.branches] = capture(body, reset)
 
-    def serves(self, table: Table, x: Tensor, guidance: Guidance | None, first_tick: int) -> bool:
-        same = table is self._table and guidance == self._guidance and first_tick == self._lowered.first_tick
+    def serves(self, table: Table, lowered: Lowered, network: BatchedNetwork, x: Tensor) -> bool:
+        """Whether a run of these is this one."""
+        same = lowered == self._lowered and table.plan.nodes == self._nodes and network.dtype == self._dtype
         return same and (x.shape, x.dtype, x.device) == self._like
 
     def run(self, x: Tensor, tape: NoiseTape | None) -> Result:
@@ -113,7 +139,7 @@ class Captured:
             branches = steps[i].branches  # type: ignore[union-attr]
             self._replays[branches]()
             now = time.perf_counter()
-            report.ticks.append(TickRecord(i, self._table.plan.nodes[i], branches, 1e3 * (now - clock)))
+            report.ticks.append(TickRecord(i, self._nodes[i], branches, 1e3 * (now - clock)))
             clock = now
         return Result(self._slot(self._lowered.result).clone(), report)
 
@@ -174,12 +200,12 @@ def _rows(lowered: Lowered, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return coefficients, slots
 
 
-def cuda_graph() -> Capture:
-    """Captures into CUDA graphs that share one pool of memory."""
-    pool = torch.cuda.graph_pool_handle()
+def cuda_graph(device: torch.device) -> Capture:
+    """Captures into CUDA graphs of `device` that share one pool of memory."""
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def capture(body: Callable[[], None], reset: Callable[[], None]) -> Callable[[], None]:
-        stream = torch.cuda.Stream()
+        active = sys.exception()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -188,11 +214,11 @@ def cuda_graph() -> Capture:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=stream):  # torch's own stream is of the first device used
                 body()
         except RuntimeError as error:
             first = error
-            while first.__context__ is not None:  # ending a capture that failed fails too, and says less
+            while first.__context__ not in (None, active):  # ending a capture that failed fails too, and says less
                 first = first.__context__
             reason = (str(first).strip() or type(first).__name__).splitlines()[0]
             raise IncompatibleError(

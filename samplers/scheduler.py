@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError
 from ..kernels import ops
-from .engine import Outputs, State, advance_and_feed, edit, start, version_of
+from .engine import Outputs, State, advance_and_feed, edit, start
+from .feeding import version_of
 from .from_config import is_flow, parametrisation_from_config, schedule_from_config, shift_from_config, shift_levels
 from .from_config import with_defaults as config_with_defaults
 from .grids import Levels, check_steps, from_times

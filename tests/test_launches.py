@@ -74,7 +74,7 @@ class Net:
 @pytest.mark.parametrize("name", ("unipc-3", "sde-2m"))
 def test_a_captured_tick(name, launched):
     table, x, guidance = trace(SOLVERS[name](), uniform_lambda(VP, 4), VP), torch.randn(2, 4, 8, 8), CFG(3.0)
-    run = graph.Captured(table, lower(table, EPS, guidance), Net(), x, guidance, lambda body, reset: body)
+    run = graph.Captured(table, lower(table, EPS, guidance), Net(), x, lambda body, reset: body)
     run.run(x, NoiseTape((1, 2)))
     tick = ["begin_kernel", *(["normal_kernel"] if name == "sde-2m" else []), "tick_kernel"]
     assert launched == ["combine_kernel", *tick * 4]  # the batch that the run begins with, then its ticks

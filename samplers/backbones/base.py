@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..engine import Network, batch_of
+from ..engine import Network
+from ..feeding import batch_of
 from ..levels import NoiseSchedule
 from ..prediction import Parametrisation
 

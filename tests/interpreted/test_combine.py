@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from fewstep.errors import IncompatibleError
 from fewstep.kernels import library, ops, reference, triton_combine
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -128,6 +129,22 @@ def test_a_matrix_per_image_and_one_for_all(n, dtypes):
             each = M.float().double().expand(3, -1, -1) if M.dim() == 3 else M.float().double().expand(3, 2, 3)
             wanted = sum(each[:, m, k, None] * r.double().nan_to_num() for k, r in enumerate(registers))
             check(y, e, wanted)
+
+
+def test_an_image_reads_a_register_that_only_its_second_line_needs():
+    x, p, r, Ap = registers_of((torch.float32,) * 4, (2, 300))
+    C = torch.tensor([[[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, -0.5]], [[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]])
+    x_next, r_next = ops.combine(C, (x, p, r, Ap))
+    assert torch.equal(x_next[1], x[1]) and torch.equal(r_next[1], r[1])
+    assert torch.allclose(x_next[0], x[0] + 0.5 * p[0]) and torch.allclose(r_next[0], r[0] - 0.5 * Ap[0])
+
+
+def test_forward_mode_is_refused_rather_than_dropped():
+    from torch.autograd import forward_ad
+
+    x, t = torch.randn(2, 3), torch.randn(2, 3)
+    with forward_ad.dual_level(), pytest.raises(IncompatibleError, match="forward-mode"):
+        ops.combine(((2.0,),), (forward_ad.make_dual(x, t),))
 
 
 def test_zeros_are_not_read():

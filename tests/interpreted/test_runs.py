@@ -125,8 +125,8 @@ def counted(name, guided, net_dtype, shape=(1, 4, 8, 8)):
         note = lambda *_: snapshots.append(counter.counts)  # noqa: E731
         run(name, guided, Net(net_dtype, counter), x, on_tick=note)
     assert set(counter.names) <= {
-        "fewstep::combine", "fewstep::philox_normal", "aten::select", "aten::slice", "aten::detach", "aten::_to_copy",
-        "aten::empty", "aten::full", "aten::lift_fresh",
+        "fewstep::combine", "fewstep::philox_normal", "aten::select", "aten::slice", "aten::unbind", "aten::detach",
+        "aten::_to_copy", "aten::empty", "aten::full", "aten::lift_fresh",
     }  # fmt: skip
     return [b.since(a) for a, b in zip(snapshots, snapshots[1:], strict=False)], counter
 
@@ -215,7 +215,7 @@ class Interval:
 
 def captured(table, net, x, guidance, first_tick=0):
     lowered = lower(table, net.parametrisation, guidance, first_tick)
-    return graph.Captured(table, lowered, net, x, guidance, lambda body, reset: body)
+    return graph.Captured(table, lowered, net, x, lambda body, reset: body)
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))
@@ -238,14 +238,33 @@ def test_a_captured_run_that_begins_later_and_odd_sizes():
     expected = solve(table, net, x, guidance=CFG(SCALE), first_tick=2).x
     replayed = captured(table, net, x, CFG(SCALE), 2)
     assert torch.equal(replayed.run(x, None).x, expected)
-    assert replayed.serves(table, x, CFG(SCALE), 2) and not replayed.serves(table, x, CFG(2.0), 2)
+    same, other = (lower(table, EPS, CFG(scale), 2) for scale in (SCALE, 2.0))
+    assert replayed.serves(table, same, net, x) and not replayed.serves(table, other, net, x)
+    assert not replayed.serves(table, same, Net(), x) and not replayed.serves(table, same, net, x.double())
+
+
+def test_a_tick_reads_a_register_that_only_its_second_line_needs():
+    """No solver's row has that shape; per image, conjugate gradients have."""
+    n = 40
+    arena, out, noise = torch.randn(3, 48), torch.randn(1, n), torch.randn(1, n)
+    x = arena[0, :n].clone()
+    memory = triton_tick.Memory(
+        arena=arena, feed=torch.zeros(1, n), coefficients=torch.tensor([[2.0, 0.0, 0.0, 0.0, 3.0, 5.0]]),
+        slots=torch.tensor([[0, 1, 2, 1]], dtype=torch.int32), counter=torch.zeros(1, dtype=torch.int32),
+        tick=torch.zeros(1, dtype=torch.int32), times=torch.tensor([7.0]), time=torch.zeros(()),
+    )  # fmt: skip
+    triton_tick.begin(memory)
+    triton_tick.advance(memory, n, (out,), (noise,), 0)
+    assert float(memory.time) == 7.0 and int(memory.counter) == 1
+    assert torch.equal(arena[1, :n], 2.0 * x) and torch.equal(memory.feed[0], 2.0 * x)
+    assert torch.allclose(arena[2, :n], 3.0 * out[0] + 5.0 * noise[0])
 
 
 def test_one_graph_serves_a_whole_run_of_cfg(monkeypatch):
     kinds = []
     table, x, net = table_of("unipc-3", 8), start_of(), Net()
     lowered = lower(table, EPS, CFG(SCALE))
-    graph.Captured(table, lowered, net, x, CFG(SCALE), lambda body, reset: kinds.append(body) or body)
+    graph.Captured(table, lowered, net, x, lambda body, reset: kinds.append(body) or body)
     assert len(kinds) == 1 and len(table) == 8
     assert lowered.slots <= 9
 
