@@ -28,18 +28,26 @@ class NoGPU:
         return GPUTarget("cuda", 90, 32)
 
 
+class Launched(list):
+    """The names of the kernels that would have been launched.       ptx: the newest code of each."""
+
+    def __init__(self):
+        self.ptx = {}
+
+
 @pytest.fixture
 def launched(monkeypatch, tmp_path):
-    """The names of the kernels that would have been launched."""
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    names, run = [], JITFunction.run
+    names, run = Launched(), JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **options):
         assert options["enable_fp_fusion"] is True  # its default differs between Triton's versions
         names.append(self.fn.__name__)
-        return run(self, *args, grid=grid, warmup=True, **options)
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        names.ptx[self.fn.__name__] = kernel.asm["ptx"]
+        return kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(JITFunction, "run", compile_only)
@@ -62,6 +70,15 @@ def test_operations_are_one_launch_each(launched):
     launched.clear()
     assert ops.philox_normal((1, 2), 3, (4, 8, 8), device="cpu").shape == x.shape
     assert launched == ["normal_kernel"]
+
+
+def test_the_last_program_of_gram_sees_what_the_others_stored(launched):
+    """Stores of all threads, then the counter with release and acquire across the GPU, then loads from L2."""
+    ops.gram((torch.randn(2, 40_000), torch.randn(2, 40_000)))
+    ptx = launched.ptx["gram_kernel"]
+    counter = ptx.index("atom.global.gpu.acq_rel")
+    assert ptx.rindex("bar.sync", 0, counter) > ptx.rindex("st.global", 0, counter)
+    assert ptx.find("ld.global.cg") > counter and ptx.count("ld.global.cg") == 3
 
 
 class Net:

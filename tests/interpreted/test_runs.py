@@ -2,6 +2,7 @@
 
 import math
 
+import diffusers
 import pytest
 import torch
 
@@ -183,7 +184,10 @@ def test_a_fraction_of_what_diffusers_moves(dtype, per_element, part):
     theirs = diffusers_tick(dtype)
     assert tick.bytes == per_element * 4 * 8 * 8
     assert part * tick.bytes <= theirs.bytes
-    assert tick.launches == 1 and theirs.launches >= 14
+    assert tick.launches == 1
+    if diffusers.__version__ == "0.42.1":  # what the README says of it
+        moved = {torch.float32: (14, 144), torch.bfloat16: (16, 96)}
+        assert (theirs.launches, theirs.bytes / (4 * 8 * 8)) == moved[dtype]
 
 
 def test_statistics_are_one_launch_more():
