@@ -116,10 +116,14 @@ def load(settings: Settings, console: Console) -> Model:
 
 def plan(settings: Settings) -> tuple[str, Table]:
     """(device, table): every check that needs torch, or a scheduler config from the hub, but no weights."""
+    import torch
+
+    from ..kernels import choice
     from ..samplers.backbones import check_device, check_model
 
     device = resolve_device(settings.device)
     check_device(device)
+    choice.use_triton(torch.device(device))  # raises where FEWSTEP_KERNELS asks for what cannot be
     check_model(settings.model.location)
     return device, trace_of(settings.model, settings.solver, settings.schedule, settings.steps)
 

@@ -19,6 +19,7 @@ __all__ = ["Feed", "combine", "gram", "philox_normal"]
 
 MAX_REGISTERS = 8
 MAX_LINES = 4
+MAX_IMAGES = 65_535  # the second axis of a grid
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -63,15 +64,12 @@ def combine(
         lines = reference.combine(C, registers)
         if out_dtypes is None and feed is None:
             return tuple(lines)
-        dtypes = [lines[0].dtype] * len(lines) if out_dtypes is None else out_dtypes
-        if len(dtypes) != len(lines):
-            raise ValueError(f"{len(dtypes)} output dtypes for {len(lines)} lines of C")
-        outputs = [y if y.dtype == dtype else y.to(dtype) for y, dtype in zip(lines, dtypes, strict=True)]
-        if feed is not None:
-            _check_feed(feed, len(lines))
-            fed = lines[feed.line].to(feed.dtype)
-            outputs.append(torch.cat([fed] * feed.copies) if feed.copies > 1 else fed)
-        return tuple(outputs)
+        M, dtypes = len(lines), _dtypes(len(lines), lines[0].dtype, out_dtypes)
+        if feed is None:
+            return tuple(reference.stored(lines, range(M), dtypes, [1] * M))
+        _check_feed(feed, M)
+        stored = reference.stored(lines, [*range(M), feed.line], [*dtypes, feed.dtype], [*[1] * M, feed.copies])
+        return tuple(stored)
     from . import library, split
 
     M, N = (C.shape[-2], C.shape[-1]) if isinstance(C, Tensor) else (len(C), len(C[0]))
@@ -94,20 +92,28 @@ def _check_alike(registers: Sequence[Tensor], C: Matrix | Tensor) -> None:
                 f"registers must be alike: {tuple(first.shape)} on {first.device}, {tuple(r.shape)} on {r.device}"
             )
     images = first.shape[0] if first.dim() else 1
-    if isinstance(C, Tensor) and C.dim() == 3 and (C.shape[0] not in (1, images) or C.shape[0] > 65_535):
-        raise ValueError(f"C has matrices for {C.shape[0]} images, the registers have {images}")
+    if isinstance(C, Tensor) and C.dim() == 3:
+        if C.shape[0] not in (1, images):
+            raise ValueError(f"C has matrices for {C.shape[0]} images, the registers have {images}")
+        if C.shape[0] > MAX_IMAGES:
+            raise ValueError(f"a launch takes matrices for at most {MAX_IMAGES} images, C has {C.shape[0]}")
 
 
 def _stores(lines: int, default: torch.dtype, out_dtypes: Sequence[torch.dtype] | None, feed: Feed | None) -> Stores:
     """The feed first, then the lines that it does not already hold in the dtype that is wanted."""
-    dtypes = list(out_dtypes) if out_dtypes is not None else [default] * lines
-    if len(dtypes) != lines:
-        raise ValueError(f"{len(dtypes)} output dtypes for {lines} lines of C")
+    dtypes = _dtypes(lines, default, out_dtypes)
     if feed is None:
         return Stores(list(range(lines)), dtypes, [1] * lines)
     _check_feed(feed, lines)
     own = [m for m in range(lines) if (m, dtypes[m]) != (feed.line, feed.dtype)]
     return Stores([feed.line, *own], [feed.dtype, *(dtypes[m] for m in own)], [feed.copies, *(1 for _ in own)])
+
+
+def _dtypes(lines: int, default: torch.dtype, wanted: Sequence[torch.dtype] | None) -> list[torch.dtype]:
+    dtypes = [default] * lines if wanted is None else list(wanted)
+    if len(dtypes) != lines:
+        raise ValueError(f"{len(dtypes)} output dtypes for {lines} lines of C")
+    return dtypes
 
 
 def _check_feed(feed: Feed, lines: int) -> None:

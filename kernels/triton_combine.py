@@ -21,9 +21,6 @@ from torch import Tensor
 
 from .upload import uploaded
 
-MAX_REGISTERS = 8
-MAX_LINES = 4
-
 Matrix = tuple[tuple[float, ...], ...]
 
 

@@ -148,7 +148,10 @@ class Captured:
         return self._memory.arena[k, : shape.numel()].view(shape)
 
     def _resetter(self, i: int) -> Callable[[], None]:
-        return lambda: self._memory.counter.fill_(i) and None
+        def reset() -> None:
+            self._memory.counter.fill_(i)
+
+        return reset
 
     def _body(self, network: BatchedNetwork, branches: Branches) -> Callable[[], None]:
         memory, (shape, dtype, device) = self._memory, self._like

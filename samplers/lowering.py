@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..errors import IncompatibleError
+from ..kernels.ops import MAX_LINES, MAX_REGISTERS
 from .engine import Guidance, branches_and_weights
 from .prediction import Parametrisation
 from .table import Folded, Table
 
-MAX_REGISTERS = 8
-MAX_LINES = 4
 Line = dict[int, float]  # register -> coefficient
 
 

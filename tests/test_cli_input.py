@@ -10,6 +10,7 @@ import pytest
 
 from fewstep.cli.model_ref import find_model
 from fewstep.errors import ConfigError
+from fewstep.kernels import choice
 from fewstep.samplers.backbones import check_model
 
 from . import cli_runs
@@ -89,3 +90,16 @@ def test_broken_models_are_bad_input(cli, model, tmp_path):
             assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1, (file, change, err)
         assert file != S or cli("table", "-m", "copy")[0] == 2
         (copy / file).write_text(whole)
+
+
+@pytest.mark.parametrize("value", ("cuda", "triton"))
+def test_kernels_that_cannot_run_are_bad_input_before_anything_is_loaded(cli, model, tmp_path, monkeypatch, value):
+    monkeypatch.setenv(choice.VARIABLE, value)
+    choice.requested.cache_clear()
+    try:
+        code, out, err = cli("sample", "a star", "-m", model, "-o", "new", "--device", "cpu")
+    finally:
+        monkeypatch.undo()
+        choice.requested.cache_clear()
+    assert code == 2 and not out and "error: FEWSTEP_KERNELS" in err
+    assert not (tmp_path / "new").exists()
