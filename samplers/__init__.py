@@ -4,8 +4,10 @@ from collections.abc import Callable
 from functools import partial
 
 from .ddim import DDIM
-from .dpm_multistep import DPMpp2M, DPMpp3M
-from .dpm_singlestep import DPMpp2S
+from .deis import DEIS
+from .dpm_fast import DPMFast, DPMppFast
+from .dpm_multistep import DPM2M, DPM3M, DPMpp2M, DPMpp3M, DPMpp3MAsReleased
+from .dpm_singlestep import DPM2S, DPM3S, DPMpp2S, DPMpp3S
 from .engine import Guidance, Network, Outputs, Report, Result, State, TickRecord, advance, edit, solve, start
 from .euler import Euler
 from .grids import (
@@ -21,7 +23,8 @@ from .grids import (
     uniform_time,
 )
 from .heun import Heun
-from .levels import EDM, DiscreteVP, Level, LinearVP, NoiseSchedule, RectifiedFlow, level_at
+from .levels import EDM, DiscreteVP, Level, NoiseSchedule, RectifiedFlow, level_at
+from .levels_continuous import CosineVP, LinearVP
 from .noise import GeneratorTape, NoiseTape, Tape, initial_noise
 from .prediction import EPS, FLOW, PARAMETRISATIONS, X0, Parametrisation, Prediction, V, edm, predict
 from .renoise import renoise
@@ -33,9 +36,20 @@ from .unipc import UniPC
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "2m": DPMpp2M,
     "3m": DPMpp3M,
+    "3m-as-released": DPMpp3MAsReleased,
     "2s": DPMpp2S,
+    "3s": DPMpp3S,
+    "fast++": DPMppFast,
     "unipc-2": partial(UniPC, 2),
     "unipc-3": partial(UniPC, 3),
+    "unipc-4": partial(UniPC, 4),
+    "deis-2": partial(DEIS, 2),
+    "deis-3": partial(DEIS, 3),
+    "dpm-2m": DPM2M,
+    "dpm-3m": DPM3M,
+    "dpm-2s": DPM2S,
+    "dpm-3s": DPM3S,
+    "fast": DPMFast,
     "heun": Heun,
     "euler": Euler,
     "ddim": DDIM,
@@ -46,6 +60,11 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
 
 __all__ = [
     "DDIM",
+    "DEIS",
+    "DPM2M",
+    "DPM2S",
+    "DPM3M",
+    "DPM3S",
     "EDM",
     "EPS",
     "FLOW",
@@ -53,9 +72,14 @@ __all__ = [
     "PARAMETRISATIONS",
     "SOLVERS",
     "X0",
+    "CosineVP",
+    "DPMFast",
     "DPMpp2M",
     "DPMpp2S",
     "DPMpp3M",
+    "DPMpp3MAsReleased",
+    "DPMpp3S",
+    "DPMppFast",
     "DiscreteVP",
     "Euler",
     "GeneratorTape",

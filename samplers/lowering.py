@@ -90,7 +90,7 @@ def _assign(folded: Folded, branches: Branches, state: list[int]) -> tuple[_Tick
     held = set(state)
     after, lines = [], []
     for k, (moved, index) in enumerate(folded.sources):
-        if moved and k > 0:
+        if moved and k > 0 and index in slot_of:  # noise that is remembered has no slot yet
             after.append(slot_of[index])
             continue
         line = {index: 1.0} if moved else dict(zip(folded.live, folded.matrix[index], strict=True))

@@ -1,44 +1,36 @@
-r"""The exponential-integrator functions of the data-prediction form.
+r"""The functions of the exponential integrators, in the letters of UniPC.
 
-With h = lambda_t - lambda_s the exact solution for a polynomial x0 in lambda needs, besides
-q1 = e^{-h} - 1,
+    g_0(z) = e^z - 1,        g_n(z) = g_{n-1}(z) / z - 1/n!        that is        g_n(z) = sum_{j >= 1} z^j / (n + j)!
 
-    q2(h) = q1 / h + 1,        q3(h) = q2 / h - 1/2.
+With z = -h for data prediction and z = h for noise prediction, h = lam_t - lam_s, every method of the family is a
+combination of g_0, g_1, g_2, ...; z^n g_n(z) is the integral of e^{z - u} u^n / n! over u from 0 to z. Near z = 0 the
+recursion cancels, so the series takes over. z is a float or a 0-d tensor; the limits at z = -inf are -1/n!.
 
-Near h = 0 the closed forms cancel, so a Taylor series takes over. Each accepts a float or a 0-d tensor, and
-h = +inf has the limits q1 = -1, q2 = 1, q3 = -1/2.
-
-Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
-arXiv:2211.01095, appendix; the names q1, q2, q3 are ours.
+Source: Zhao et al. 2023, "UniPC", arXiv:2302.04867, appendix; g_n is the phi_{n+1} of exponential integrators times z,
+less 1/n!.
 """
 
 from __future__ import annotations
 
+import math
+
 from .scalars import Scalar, expm1
 
-_SERIES_BELOW = 0.5  # the closed form of q3 loses 1e-16 / h^2: 3e-12 at h = 0.01, 1e-15 here
-_TERMS = 16  # 0.5^16 / 18! is far below the last bit
+_SERIES_BELOW = 2.0  # the recursion loses 1e-16 / z^n
+_TERMS = 32  # 2^32 / 32! = 2e-26
 
 
-def q1(h: Scalar) -> Scalar:
-    return expm1(-h)
-
-
-def q2(h: Scalar) -> Scalar:
-    return _series(h, 2) if abs(float(h)) < _SERIES_BELOW else expm1(-h) / h + 1.0
-
-
-def q3(h: Scalar) -> Scalar:
-    return _series(h, 3) if abs(float(h)) < _SERIES_BELOW else q2(h) / h - 0.5
-
-
-def _series(h: Scalar, k: int) -> Scalar:
-    """sum_{n>=1} (-h)^n / (n + k - 1)! times (-1)^(k-1), the tail of e^{-h} that q_k is."""
-    term: Scalar = 1.0
-    for n in range(1, k):
-        term = term / n
+def g(n: int, z: Scalar) -> Scalar:
+    if abs(float(z)) >= _SERIES_BELOW:
+        value = expm1(z)
+        for k in range(1, n + 1):
+            value = value / z - 1.0 / math.factorial(k)
+        return value
+    if n == 0:
+        return expm1(z)
     total: Scalar = 0.0
-    for n in range(1, _TERMS):
-        term = term * (-h) / (n + k - 1)
-        total = total + term
-    return -total if k == 2 else total
+    power: Scalar = 1.0
+    for j in range(1, _TERMS):
+        power = power * z
+        total = total + power / math.factorial(n + j)
+    return total
