@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 
+from .ancestral import DPM2Ancestral, DPMpp2SAncestral
 from .ddim import DDIM
 from .deis import DEIS
 from .dpm_fast import DPMFast, DPMppFast
 from .dpm_multistep import DPM2M, DPM3M, DPMpp2M, DPMpp3M, DPMpp3MAsReleased
 from .dpm_singlestep import DPM2S, DPM3S, DPMpp2S, DPMpp3S
+from .dpmpp_sde import DPMppSDE
 from .engine import Guidance, Network, Outputs, Report, Result, State, TickRecord, advance, edit, solve, start
 from .euler import Euler
 from .grids import (
@@ -28,7 +30,7 @@ from .levels_continuous import CosineVP, LinearVP
 from .noise import GeneratorTape, NoiseTape, Tape, initial_noise
 from .prediction import EPS, FLOW, PARAMETRISATIONS, X0, Parametrisation, Prediction, V, edm, predict
 from .renoise import renoise
-from .sde import SDEDPMpp2M
+from .sde import SDEDPMpp1, SDEDPMpp2M, SDEDPMpp3M
 from .solver import Plan, Solver
 from .table import Table, fold, trace, trace_tick
 from .unipc import UniPC
@@ -54,7 +56,12 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": Euler,
     "ddim": DDIM,
     "ddpm": partial(DDIM, eta=1.0),
+    "sde-1": SDEDPMpp1,
     "sde-2m": SDEDPMpp2M,
+    "sde-3m": SDEDPMpp3M,
+    "dpmpp-sde": DPMppSDE,
+    "dpm2-a": DPM2Ancestral,
+    "2s-a": DPMpp2SAncestral,
 }
 """The command line's names."""
 
@@ -73,13 +80,16 @@ __all__ = [
     "SOLVERS",
     "X0",
     "CosineVP",
+    "DPM2Ancestral",
     "DPMFast",
     "DPMpp2M",
     "DPMpp2S",
+    "DPMpp2SAncestral",
     "DPMpp3M",
     "DPMpp3MAsReleased",
     "DPMpp3S",
     "DPMppFast",
+    "DPMppSDE",
     "DiscreteVP",
     "Euler",
     "GeneratorTape",
@@ -98,7 +108,9 @@ __all__ = [
     "RectifiedFlow",
     "Report",
     "Result",
+    "SDEDPMpp1",
     "SDEDPMpp2M",
+    "SDEDPMpp3M",
     "Solver",
     "State",
     "Table",

@@ -41,7 +41,7 @@ from .solver import Carry, Plan, one_tick_plan, remember
 class SDEDPMpp1:
     """First order, one evaluation and one noise a step. eta: 0 (ODE) to 1 (SDE, default), where it is DDIM(eta=1).
 
-    Weak order 1: slope {SLOPE1} of the covariance (tests/test_sde_moments.py).
+    Weak order 1.
     """
 
     eta: float = 1.0
