@@ -19,8 +19,8 @@ SOLVER_NAMES = (
     "sde-2m", "sde-3m", "dpmpp-sde", "dpm2-a", "2s-a",
 )  # fmt: skip
 GRID_NAMES = (
-    "lambda", "karras", "time", "linspace", "leading", "trailing", "quadratic", "exponential", "polyexponential", "beta",
-    "ays-sd", "ays-sdxl", "ays-svd",
+    "lambda", "karras", "time", "linspace", "leading", "trailing", "quadratic", "exponential", "polyexponential",
+    "beta", "ays-sd", "ays-sdxl", "ays-svd",
 )  # fmt: skip
 ADAPTIVE_NAMES = ("adaptive-12", "adaptive-23")  # they choose their steps themselves: no grid, no number of steps
 
@@ -53,8 +53,7 @@ def resolve_solver(text: str) -> NamedSolver:
     name, _, options = text.partition(":")
     if _key(name) in _CLASSES:
         return _resolve_class(name, options)
-    word, grid = _split_grid(name)
-    found = _SOLVERS.get(_key(word))
+    found, grid = _split_grid(name)
     if found is None:
         raise ConfigError(_unknown(text, "solver", _key(name), {**_SOLVERS, **_CLASSES}, _GRIDS))
     _refuse_absent(found, text, "solver")
@@ -66,7 +65,7 @@ def resolve_solver(text: str) -> NamedSolver:
 
 def resolve_grid(text: str) -> NamedGrid:
     """The grid that `text` names, one of ours or another program's; errors as in `resolve_solver`."""
-    found = _GRIDS.get(_key(text))
+    found = _find(text, GRID_NAMES, _GRIDS)
     if found is None:
         raise ConfigError(_unknown(text, "grid", _key(text), _GRIDS, _SOLVERS))
     _refuse_absent(found, text, "grid")
@@ -108,15 +107,21 @@ def _resolve_class(name: str, options: str) -> NamedSolver:
     return NamedSolver(found.ours, grid.grid if grid else None, _both(_exact(found), grid))
 
 
-def _split_grid(name: str) -> tuple[str, NamedGrid | None]:
-    """The name without a grid's name at its end, and that grid."""
-    key = _key(name)
-    if key in _SOLVERS or key in _GRIDS:
-        return key, None
-    for grid in sorted(_GRIDS, key=len, reverse=True):
-        if key.endswith(grid) and key[: -len(grid)] in _SOLVERS:
-            return key[: -len(grid)], resolve_grid(_GRIDS[grid].theirs)
-    return key, None
+def _split_grid(name: str) -> tuple[Alias | None, NamedGrid | None]:
+    """The solver that `name` begins with, if any, and the grid whose name ends it."""
+    found = _find(name, SOLVER_NAMES + ADAPTIVE_NAMES, _SOLVERS)
+    if found is not None or _key(name) in _GRIDS:
+        return found, None
+    for i in range(1, len(name)):
+        if _key(name[i:]) in _GRIDS and (found := _find(name[:i], SOLVER_NAMES + ADAPTIVE_NAMES, _SOLVERS)):
+            return found, resolve_grid(name[i:])
+    return None, None
+
+
+def _find(text: str, ours: tuple[str, ...], table: Mapping[str, Alias]) -> Alias | None:
+    """Our own name as it is, or else the row of the table."""
+    text = text.strip()
+    return Alias(text.lower(), text.lower(), SAME) if text.lower() in ours else table.get(_key(text))
 
 
 def _key(text: str) -> str:
@@ -135,7 +140,7 @@ def _both(solver: str, grid: NamedGrid | None) -> str:
 
 def _refuse_absent(alias: Alias, text: str, what: str) -> None:
     if alias.exact == ABSENT:
-        raise ConfigError(f"the {what} {text!r} is not here: {alias.note}. The nearest is {alias.ours!r}; "
+        raise ConfigError(f"the {what} {text.strip()!r} is not here: {alias.note}. The nearest is {alias.ours!r}; "
                           "docs/names.md has the table")  # fmt: skip
 
 
@@ -143,17 +148,19 @@ def _unknown(text: str, what: str, key: str, known: Mapping[str, Alias], others:
     if key in others:
         other = "grid" if what == "solver" else "solver"
         return f"{text!r} is a {other}, not a {what}; pass it as {other}"
+    ours = SOLVER_NAMES + ADAPTIVE_NAMES if what == "solver" else GRID_NAMES
     likely = [known[close].theirs for close in difflib.get_close_matches(key, known, n=4, cutoff=0.5)]
-    ours = [alias.ours for alias in known.values() if alias.theirs == alias.ours]
-    hint = f"did you mean {' or '.join(map(repr, likely))}? " if likely else ""
-    return f"unknown {what} {text!r}: {hint}Ours are {', '.join(ours)}; docs/names.md has other programs' names"
+    hint = f"did you mean {' or '.join(map(repr, likely))}? Ours" if likely else "ours"
+    return f"unknown {what} {text.strip()!r}: {hint} are {', '.join(ours)}; docs/names.md has other programs' names"
 
 
 def _table(ours: tuple[str, ...], tables: Mapping[str, tuple[Alias, ...]]) -> dict[str, Alias]:
-    """By key; our own names win, then the order of the tables."""
-    found = {_key(name): Alias(name, name, SAME) for name in ours}
+    """By key. The order of the tables decides where names agree; ours come last: `_find` tries them first, as typed."""
+    found: dict[str, Alias] = {}
     for alias in (alias for table in tables.values() for alias in table):
         found.setdefault(_key(alias.theirs), alias)
+    for name in ours:
+        found.setdefault(_key(name), Alias(name, name, SAME))
     return found
 
 
