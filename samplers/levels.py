@@ -85,7 +85,8 @@ def vp_level(time: float, lam: float) -> Level:
     return Level(time, large, small) if lam >= 0 else Level(time, small, large)
 
 
-def _refuse_time(time: float, low: float, high: float) -> None:
+def refuse_time(time: float, low: float, high: float) -> None:
+    """ConfigError for a model time that is not a number in [low, high]."""
     if not (math.isfinite(time) and low <= time <= high):
         raise ConfigError(f"time {time!r} is outside the schedule: expected a number in [{low:g}, {high:g}]")
 
@@ -136,6 +137,15 @@ class DiscreteVP:
         """DDPM's schedule: beta is linear in the index."""
         return cls.from_betas([beta_start + (beta_end - beta_start) * i / (n - 1) for i in range(n)])
 
+    @classmethod
+    def cosine(cls, n: int = 1000, *, max_beta: float = 0.999) -> DiscreteVP:
+        """Improved DDPM's schedule ("squaredcos_cap_v2"): alpha_i^2 = f(i + 1) / f(0) with f(i) = cos^2((i / n + s) /
+        (1 + s) pi / 2), s = 0.008, and every beta at most `max_beta`. Its top is extreme, lam = -9.9 at n = 1000: give
+        lam-based grids ``lam_min=-5.1`` (see grids). Source: Nichol, Dhariwal 2021, arXiv:2102.09672, equation 17.
+        """
+        f = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2.0) ** 2 for i in range(n + 1)]
+        return cls.from_betas([min(1.0 - q / p, max_beta) for p, q in zip(f, f[1:], strict=False)])
+
     @property
     def noisiest(self) -> Level:
         return self.level(len(self.alphas_cumprod) - 1)
@@ -150,7 +160,7 @@ class DiscreteVP:
 
     def level(self, time: float) -> Level:
         n = len(self._lams)
-        _refuse_time(time, 0, n - 1)
+        refuse_time(time, 0, n - 1)
         i = min(int(time), n - 2)
         f = time - i
         if f == 0.0 or f == 1.0:
@@ -183,48 +193,6 @@ class DiscreteVP:
 
 
 @dataclass(frozen=True)
-class LinearVP:
-    r"""Variance preserving in continuous time t in [t_min, 1]: log alpha = -t^2 (b1 - b0) / 4 - t b0 / 2.
-
-    Source: Song et al. 2021, arXiv:2011.13456; the inverse: Lu et al. 2022, arXiv:2206.00927, appendix.
-    """
-
-    beta_0: float = 0.1
-    beta_1: float = 20.0
-    t_min: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not (0.0 <= self.beta_0 < self.beta_1 < math.inf and 0.0 < self.t_min < 1.0):
-            raise ConfigError(f"expected 0 <= beta_0 < beta_1 and 0 < t_min < 1, got {self}")
-
-    @property
-    def noisiest(self) -> Level:
-        return self.level(1.0)
-
-    @property
-    def cleanest(self) -> Level:
-        return self.level(self.t_min)
-
-    @property
-    def clean(self) -> Level:
-        return Level(0.0, 1.0, 0.0)
-
-    def level(self, time: float) -> Level:
-        _refuse_time(time, 0.0, 1.0)
-        log_alpha = -time * time * (self.beta_1 - self.beta_0) / 4.0 - time * self.beta_0 / 2.0
-        return Level(float(time), math.exp(log_alpha), math.sqrt(-math.expm1(2.0 * log_alpha)))
-
-    def time_of(self, lam: float) -> float:
-        slope = self.beta_1 - self.beta_0
-        u = 2.0 * slope * (math.log1p(math.exp(-2.0 * lam)) if lam > -300 else -2.0 * lam)
-        t = u / ((math.sqrt(self.beta_0**2 + u) + self.beta_0) * slope)
-        return min(t, 1.0) if t < 1.0 + 1e-9 else t
-
-    def describe(self) -> dict[str, float | int | str]:
-        return {"kind": "LinearVP", "beta_0": self.beta_0, "beta_1": self.beta_1, "t_min": self.t_min}
-
-
-@dataclass(frozen=True)
 class EDM:
     """Variance exploding with alpha = 1 and time = sigma (Karras et al. 2022, arXiv:2206.00364)."""
 
@@ -248,7 +216,7 @@ class EDM:
         return Level(0.0, 1.0, 0.0)
 
     def level(self, time: float) -> Level:
-        _refuse_time(time, 0.0, math.inf)
+        refuse_time(time, 0.0, math.inf)
         return Level(float(time), 1.0, float(time))
 
     def time_of(self, lam: float) -> float:
@@ -287,7 +255,7 @@ class RectifiedFlow:
         return self.level(0.0)
 
     def level(self, time: float) -> Level:
-        _refuse_time(time, 0.0, self.time_scale)
+        refuse_time(time, 0.0, self.time_scale)
         t = time / self.time_scale
         return Level(float(time), 1.0 - t, t)
 
