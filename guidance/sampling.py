@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
-from ..samplers import GRIDS, DPMpp2M, Levels, NoiseTape, Report, Solver, Table, initial_noise, solve, trace
+from ..samplers import DPMpp2M, Levels, NoiseTape, Report, Solver, Table, initial_noise, renoise, solve
 from ..samplers.backbones import backbone_of
 from ..samplers.engine import OnTick
 from ..samplers.noise import check_seed
+from ..samplers.solver_config import solver_of
+from ..samplers.table import check_same_schedule
 from .cfg import CFG
+from .layout import DEFAULT_GRID, DEFAULT_STEPS, check_strength, levels_of, table_of
+from .pictures import batch_of_images
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..samplers.backbones import Backbone
 
-DEFAULT_STEPS = 10
-DEFAULT_GRID = "lambda"
+__all__ = ["DEFAULT_GRID", "DEFAULT_STEPS", "DEFAULT_STRENGTH", "Sampled", "levels_of", "sample"]
+
+DEFAULT_STRENGTH = 0.8
 
 
 class Sampled(NamedTuple):
@@ -34,9 +39,13 @@ def sample(
     prompts: str | Sequence[str],
     *,
     negative_prompts: str | Sequence[str] | None = None,
-    solver: Solver | None = None,
-    steps: int = DEFAULT_STEPS,
-    grid: str | Levels = DEFAULT_GRID,
+    solver: Solver | str | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | Levels | None = None,
+    table: Table | None = None,
+    init_images: Any = None,
+    strength: float | None = None,
     guidance_scale: float | None = None,
     seeds: Sequence[int] | None = None,
     height: int | None = None,
@@ -48,42 +57,91 @@ def sample(
 
     model: a diffusers pipeline of a supported family, or a Backbone (see samplers.backbones).
     negative_prompts: None for the model's own empty condition, or one, or one per prompt.
-    solver: default DPMpp2M().       grid: a name of samplers.GRIDS, or explicit levels (then `steps` is not used).
+    solver: default DPMpp2M(); or its name.       grid: a name of samplers.GRIDS, default "lambda", or explicit levels.
+    steps: default 10.       nfe: in its place, a budget of network rows per image (two a tick with guidance); the
+    largest number of steps within it is taken.       table: in place of solver, grid, steps and nfe.
+    init_images: begin with these and not with noise alone; see pictures.batch_of_images. They are encoded to the mean
+    of the autoencoder's distribution and noised to the first level of the run.
+    strength: in (0, 1], default 0.8, the part of the noise schedule that is run (see layout.shortened); all steps run,
+    and at 1 nothing of the images stays. A table and explicit levels have their own first level and no strength.
     guidance_scale: None for the model's default; 1 evaluates one branch a tick instead of two.
     seeds: one per image; image k depends on seeds[k] alone. Default 0, 1, 2, ...
-    height, width: pixels; default: what the model was trained at.
+    height, width: pixels; default: those of init_images, else what the model was trained at.
     graph: replay network and sampler from CUDA graphs (see samplers.solve), captured anew for every call, which takes
     as long as four ticks; on_tick must then be None.
-    Errors: ConfigError for values that cannot work, IncompatibleError for an unsupported pipeline.
+    Errors: ConfigError for values that cannot work, IncompatibleError for an unsupported pipeline or a table of another
+    schedule.
     """
     backbone: Backbone = model if hasattr(model, "latent_shape") else backbone_of(model)
+    prompts, negative_prompts, seeds = _per_image(prompts, negative_prompts, seeds)
+    guidance = CFG(backbone.default_guidance_scale if guidance_scale is None else guidance_scale)
+    grid = DEFAULT_GRID if grid is None and table is None else grid
+    strength = _strength(strength, init_images is not None, isinstance(grid, str))
+    if table is None:
+        table = table_of(
+            backbone.schedule, solver_of(solver or DPMpp2M()), grid=grid or DEFAULT_GRID, steps=steps, nfe=nfe,
+            branches=len(guidance.branches(0, None)), strength=1.0 if strength is None else strength,
+        )  # fmt: skip
+    else:
+        _check_table(table, backbone, solver=solver, steps=steps, nfe=nfe, grid=grid)
+    pixels = None
+    if init_images is not None:
+        pixels = batch_of_images(init_images, len(prompts), height, width, backbone.size_multiple)
+        height, width = pixels.shape[2:]
+    default_height, default_width = backbone.default_size
+    height, width = default_height if height is None else height, default_width if width is None else width
+    shape = backbone.latent_shape(height, width)
+
+    network = backbone.encode(prompts, negative_prompts, height=height, width=width)
+    noise = initial_noise(seeds, shape).to(backbone.device)
+    x = _first_state(backbone, table, noise, pixels if strength != 1.0 else None)
+    result = solve(table, network, x, guidance=guidance, tape=NoiseTape(seeds), on_tick=on_tick, graph=graph)
+    return Sampled(backbone.decode(result.x), result.report, table)
+
+
+def _per_image(
+    prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None, seeds: Sequence[int] | None
+) -> tuple[list[str], list[str] | None, tuple[int, ...]]:
+    """Prompts, negative prompts and seeds, one per image."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise ConfigError("there is no prompt to sample")
     if isinstance(negative_prompts, str):
         negative_prompts = [negative_prompts] * len(prompts)
+    negative_prompts = None if negative_prompts is None else list(negative_prompts)
     seeds = tuple(check_seed(s) for s in (range(len(prompts)) if seeds is None else seeds))
     for name, values in (("seeds", seeds), ("negative prompts", negative_prompts)):
         if values is not None and len(values) != len(prompts):
             raise ConfigError(f"{len(values)} {name} for {len(prompts)} prompts: give one per prompt")
-    default_height, default_width = backbone.default_size
-    height, width = default_height if height is None else height, default_width if width is None else width
-    shape = backbone.latent_shape(height, width)
+    return prompts, negative_prompts, seeds
 
-    table = trace(solver or DPMpp2M(), levels_of(grid, steps, backbone.schedule), backbone.schedule)
-    guidance = CFG(backbone.default_guidance_scale if guidance_scale is None else guidance_scale)
-    network = backbone.encode(prompts, negative_prompts, height=height, width=width)
+
+def _strength(strength: float | None, from_images: bool, named: bool) -> float | None:
+    """The part of the schedule to run; None where the levels are explicit."""
+    if strength is not None:
+        check_strength(strength)
+        if not from_images:
+            raise ConfigError(f"strength={strength} belongs to init_images, and there are none")
+        if not named:
+            raise ConfigError(f"strength={strength} places the levels, and a table or explicit levels have theirs: "
+                              "leave strength out, the images are noised to the first of them")  # fmt: skip
+        return strength
+    if not named:
+        return None
+    return DEFAULT_STRENGTH if from_images else 1.0
+
+
+def _check_table(table: Table, backbone: Backbone, **others: Any) -> None:
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ConfigError(f"{given[0]}={others[given[0]]!r} and a table were both given: the table holds solver, grid "
+                          "and steps already, leave one of the two out")  # fmt: skip
+    check_same_schedule(table.schedule, backbone.schedule)
+
+
+def _first_state(backbone: Backbone, table: Table, noise: Tensor, pixels: Tensor | None) -> Tensor:
+    """x at the first node: noise alone, or the pictures' latents with as much noise as belongs there."""
     first = table.plan.nodes[0]
-    noise = initial_noise(seeds, shape).to(backbone.device)
-    x = noise if backbone.schedule.noisiest.sigma <= 1.0 else noise * float(first.sigma)
-    result = solve(table, network, x, guidance=guidance, tape=NoiseTape(seeds), on_tick=on_tick, graph=graph)
-    return Sampled(backbone.decode(result.x), result.report, table)
-
-
-def levels_of(grid: str | Levels, steps: int, schedule: Any) -> Levels:
-    """The levels of a named grid, or the explicit ones as they are."""
-    if not isinstance(grid, str):
-        return grid
-    if grid not in GRIDS:
-        raise ConfigError(f"unknown schedule {grid!r}: expected one of {', '.join(GRIDS)}")
-    return GRIDS[grid](schedule, steps)
+    if pixels is None:
+        return noise if backbone.schedule.noisiest.sigma <= 1.0 else noise * float(first.sigma)
+    return renoise(backbone.encode_image(pixels).to(noise), noise, first)
