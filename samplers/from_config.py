@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from .grids import Levels
 from .levels import DiscreteVP, NoiseSchedule, RectifiedFlow
 from .prediction import EPS, FLOW, X0, Parametrisation, V
+from .shift import shift_levels as shift_levels  # its old place
 
 MAX_TRAIN_TIMESTEPS = 100_000
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -99,22 +99,6 @@ def shift_from_config(config: Mapping[str, Any]) -> float:
     if isinstance(shift, bool) or not isinstance(shift, int | float) or not (math.isfinite(shift) and shift > 0):
         raise ConfigError(f"shift must be a positive number, got {shift!r}")
     return float(shift)
-
-
-def shift_levels(schedule: NoiseSchedule, levels: Levels, shift: float) -> Levels:
-    """`levels` of a RectifiedFlow with every time t replaced by s t / (1 + (s - 1) t), that is lam by lam - log s.
-
-    Source: Esser et al. 2024, arXiv:2403.03206, equation 23.
-    """
-    if shift == 1.0:
-        return levels
-    if not isinstance(schedule, RectifiedFlow):
-        raise ConfigError(f"a time shift is defined for flow models only, not for {schedule!r}")
-    moved = []
-    for level in levels:
-        t = float(level.time) / schedule.time_scale
-        moved.append(schedule.level(schedule.time_scale * (shift * t / (1.0 + (shift - 1.0) * t))))
-    return tuple(moved)
 
 
 def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
