@@ -24,10 +24,11 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # What each folder may import besides itself and errors.py. tests/ may import anything.
 LAYERS = {
     "errors": set(),
-    "names": set(),
+    "aliases": set(),
+    "names": {"aliases"},
     "files": set(),
     "kernels": set(),
-    "samplers": {"kernels", "files"},
+    "samplers": {"kernels", "files", "names"},
     "guidance": {"samplers", "kernels"},
     "inverse": {"guidance", "samplers", "kernels"},
     "models": {"samplers", "kernels", "files"},
