@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +33,15 @@ ROW = re.compile(r"row\.(\d{1,5})\.(\d{1,2})")
 
 def save(table: Table, path: str | PathLike[str]) -> None:
     """Write every row that a run can reach. The file appears whole or not at all."""
+    data = encode(table)
+    try:
+        write_atomic(Path(path), data)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ConfigError(f"the table cannot be written to {Path(path).name}: {error.strerror}") from error
+
+
+def encode(table: Table, notes: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """The file's bytes. notes: more metadata, which `load` does not read."""
     from safetensors.torch import save as to_bytes
 
     plan = table.plan
@@ -43,11 +54,8 @@ def save(table: Table, path: str | PathLike[str]) -> None:
     for name in ("step", "stage", "order"):
         tensors[name] = torch.tensor(getattr(plan, name), dtype=torch.int64)
     header = {"solver": table.solver, "schedule": table.schedule, "keeps_edits": table.keeps_edits}
-    data = to_bytes(tensors, {"format": FORMAT, "version": str(VERSION), "table": json.dumps(header, allow_nan=False)})
-    try:
-        write_atomic(Path(path), data)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise ConfigError(f"the table cannot be written to {Path(path).name}: {error.strerror}") from error
+    marks = {"format": FORMAT, "version": str(VERSION), "table": json.dumps(header, allow_nan=False)}
+    return to_bytes(tensors, {**notes, **marks})
 
 
 def load(path: str | PathLike[str], schedule: NoiseSchedule | None = None) -> Table:

@@ -1,0 +1,96 @@
+"""What ``--init-image`` names: opened, measured and decoded before anything heavy is loaded. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from . import checks
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_BYTES = 256 << 20
+MAX_PIXELS = 1 << 26  # 8192 x 8192
+
+
+@dataclass(frozen=True)
+class InitImage:
+    """A picture to start from: its file by digest, never by path.
+
+    size: (width, height) as it stands upright.       location: what is opened, not part of any identity.
+    """
+
+    sha256: str
+    size: tuple[int, int]
+    location: str = field(compare=False)
+
+    def identity(self) -> dict[str, Any]:
+        return {"sha256": self.sha256}
+
+    def open(self) -> Image:
+        """The picture in RGB, upright."""
+        return _decoded(_bytes_of(self.location), self.location)
+
+
+def find_image(location: str) -> InitImage:
+    """The picture at `location`. ConfigError, in one line, for what is not there, no picture, broken or too large."""
+    data = _bytes_of(location)
+    return InitImage(hashlib.sha256(data).hexdigest(), _decoded(data, location).size, location)
+
+
+def _bytes_of(location: str) -> bytes:
+    path = Path(location)
+    try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise ConfigError(f"--init-image {location!r} {what}: expected a picture")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--init-image {location!r} cannot be read: {reason}") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"--init-image {path.name!r} is larger than {MAX_BYTES >> 20} MB")
+    return data
+
+
+def _decoded(data: bytes, location: str) -> Image:
+    """In RGB. The size is looked at before a pixel is decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    from ..guidance.pictures import as_rgb
+
+    name = Path(location).name
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures: the limit below is ours
+            image = Image.open(BytesIO(data))
+        _check_size(image.size, name)
+        with image:
+            image.load()
+            return as_rgb(image)
+    except ConfigError:
+        raise
+    except UnidentifiedImageError:
+        raise ConfigError(f"--init-image {name!r} is no picture that can be read: expected PNG, JPEG or WebP") from None
+    except Image.DecompressionBombError:
+        raise ConfigError(f"--init-image {name!r} is too large: at most {MAX_PIXELS:,} pixels") from None
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError, MemoryError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ConfigError(f"--init-image {name!r} is damaged: {reason}") from None
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS or max(size) > checks.MAX_SIDE or min(size) < 1:
+        raise ConfigError(
+            f"--init-image {name!r} has {width}x{height} pixels: at most {checks.MAX_SIDE} a side; make it smaller"
+        )
