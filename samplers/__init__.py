@@ -9,6 +9,9 @@ from .deis import DEIS
 from .dpm_fast import DPMFast, DPMppFast
 from .dpm_multistep import DPM2M, DPM3M, DPMpp2M, DPMpp3M, DPMpp3MAsReleased
 from .dpm_singlestep import DPM2S, DPM3S, DPMpp2S, DPMpp3S
+from .dpm_v3 import DPMv3, DPMv3Corrected, solve_v3
+from .dpm_v3_estimate import estimate_statistics
+from .dpm_v3_statistics import EmpiricalStatistics
 from .dpmpp_sde import DPMppSDE
 from .engine import Guidance, Network, Outputs, Report, Result, State, TickRecord, advance, edit, solve, start
 from .euler import Euler
@@ -90,7 +93,10 @@ __all__ = [
     "DPMpp3S",
     "DPMppFast",
     "DPMppSDE",
+    "DPMv3",
+    "DPMv3Corrected",
     "DiscreteVP",
+    "EmpiricalStatistics",
     "Euler",
     "GeneratorTape",
     "Guidance",
@@ -122,6 +128,7 @@ __all__ = [
     "check_levels",
     "edit",
     "edm",
+    "estimate_statistics",
     "fold",
     "from_times",
     "initial_noise",
@@ -132,6 +139,7 @@ __all__ = [
     "predict",
     "renoise",
     "solve",
+    "solve_v3",
     "start",
     "trace",
     "trace_tick",
