@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..from_config import parametrisation_from_config, schedule_from_config
 from ..levels import DiscreteVP, NoiseSchedule
 from ..prediction import EPS, Parametrisation
 from .base import Backbone
+from .placement import apply_loras, check_offload, place
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
 
@@ -45,15 +47,20 @@ def load_backbone(
     device: str = "cpu",
     variant: str | None = None,
     revision: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
+    offload: str | None = None,
 ) -> Backbone:
     """Load a model.
 
     model: diffusers folder, hub id "owner/name", or a single .safetensors file.
     dtype: float32, float16, bfloat16.       device: "cpu", "cuda", "cuda:1", "mps".
     variant, revision: as in diffusers (hub ids and folders).
+    loras: (path, weight) each, see placement.apply_loras.
+    offload: "model" keeps the parts in the CPU's memory and moves each to `device` while it is used.
     ConfigError (one line) for what is not there, not readable, not safe; IncompatibleError for another kind of model.
     """
-    place, precision = check_device(device), check_dtype(dtype)
+    where, precision = check_device(device), check_dtype(dtype)
+    check_offload(offload, where.type)
     load = _load_file if check_model(model) == "file" else _load_folder_or_hub
     read_schedule(model, revision=revision)  # a config that cannot be is refused before any weight is read
     try:
@@ -63,7 +70,8 @@ def load_backbone(
     except Exception as error:  # whatever a library raises on a broken model, the user needs one line
         raise ConfigError(f"the model {_shown(model)} could not be loaded: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    return backbone_of(pipe.to(place))
+    apply_loras(pipe, loras)
+    return backbone_of(place(pipe, where, offload))
 
 
 def read_schedule(model: str, *, revision: str | None = None) -> tuple[NoiseSchedule, Parametrisation]:

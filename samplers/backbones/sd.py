@@ -14,6 +14,7 @@ from ..from_config import parametrisation_from_config, schedule_from_config
 from ..levels import NoiseSchedule
 from ..prediction import Parametrisation
 from .base import UNetNetwork
+from .placement import execution_device, release
 
 MAX_SIDE = 8192
 
@@ -51,7 +52,7 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        return self.pipe.unet.device
+        return execution_device(self.pipe)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -109,6 +110,7 @@ class StableDiffusion:
                 vae.to(dtype=torch.float16)
         if getattr(self.pipe, "safety_checker", None) is not None:
             images, _ = self.pipe.run_safety_checker(images, self.device, self.pipe.unet.dtype)
+        release(self.pipe)
         return (images.float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
 
 
