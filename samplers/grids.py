@@ -26,7 +26,7 @@ from numbers import Integral
 
 from ..errors import ConfigError
 from .beta_quantile import beta_quantile
-from .grids_tables import AYS_SD_TIMES, AYS_SDXL_TIMES, AYS_SVD_SIGMAS, SD_ENDS, resampled
+from .grids_tables import AYS_SD_TIMES, AYS_SDXL_TIMES, AYS_SVD_SIGMAS, SD_ENDS, places
 from .levels import DiscreteVP, Level, NoiseSchedule, RectifiedFlow, level_at
 
 Levels = tuple[Level, ...]
@@ -162,21 +162,22 @@ def ays_sdxl(schedule: NoiseSchedule, n: int, *, to_zero: bool = True) -> Levels
 def ays_svd(schedule: NoiseSchedule, n: int, *, to_zero: bool = True) -> Levels:
     """Align Your Steps for Stable Video Diffusion, like `ays_sd`, over EDM(sigma_min=0.002, sigma_max=700)."""
     _check_ends(schedule, "ays-svd", AYS_SVD_SIGMAS[0], AYS_SVD_SIGMAS[-1])
-    return _optimised(schedule, n, to_zero, [-math.log(sigma) for sigma in AYS_SVD_SIGMAS])
+    return _optimised(schedule, n, to_zero, [level_at(schedule, -math.log(sigma)) for sigma in AYS_SVD_SIGMAS])
 
 
 def _trained(schedule: NoiseSchedule, n: int, to_zero: bool, name: str, times: Sequence[int]) -> Levels:
     _check_ends(schedule, name, *SD_ENDS)
-    return _optimised(schedule, n, to_zero, [float(schedule.level(time).lam) for time in times])
+    return _optimised(schedule, n, to_zero, [schedule.level(time) for time in times])
 
 
-def _optimised(schedule: NoiseSchedule, n: int, to_zero: bool, lams: Sequence[float]) -> Levels:
-    """Of the n + 1 places on the published levels, the last one is the cleanest level: with to_zero, sigma = 0 takes
-    its place (for 10 steps: the published ones, then sigma = 0)."""
-    inner = [level_at(schedule, lam) for lam in resampled(lams, check_steps(n))[1:-1]]
-    if not to_zero:
-        return _from_nodes(schedule, n, schedule.noisiest, inner, to_zero)
-    return (schedule.noisiest, *inner, schedule.clean)
+def _optimised(schedule: NoiseSchedule, n: int, to_zero: bool, knots: Sequence[Level]) -> Levels:
+    """n + 1 places on the published levels, between them linear in lam, that is in log(sigma / alpha). The last place
+    is the cleanest level; with to_zero, sigma = 0 takes it (for 10 steps: the 10 published levels, then sigma = 0)."""
+    inner = []
+    for k, f in places(len(knots), check_steps(n))[1:-1]:
+        a, b = float(knots[k].lam), float(knots[k + 1].lam)
+        inner.append(level_at(schedule, a + (b - a) * f) if f else knots[k])
+    return (schedule.noisiest, *inner, schedule.clean if to_zero else schedule.cleanest)
 
 
 def _check_ends(schedule: NoiseSchedule, name: str, high: float, low: float) -> None:

@@ -7,8 +7,6 @@ number is the cleanest trained level, where the authors' own example ends; diffu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 AYS_SD_TIMES = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 AYS_SDXL_TIMES = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0)
 AYS_SVD_SIGMAS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
@@ -16,14 +14,7 @@ AYS_SVD_SIGMAS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173,
 SD_ENDS = (14.6146412293, 0.0291671582)  # sigma / alpha of Stable Diffusion's schedule at its times 999 and 0
 
 
-def resampled(values: Sequence[float], n: int) -> list[float]:
-    """`values` read at n + 1 equally spaced places by linear interpolation; the values themselves if n fits.
-
-    On values of lam this is the log-linear interpolation of sigma / alpha that the authors use for other n.
-    """
-    last, out = len(values) - 1, []
-    for i in range(n + 1):
-        k, rest = divmod(i * last, n)
-        f = rest / n
-        out.append((1.0 - f) * values[k] + f * values[k + 1] if rest else float(values[k]))
-    return out
+def places(count: int, n: int) -> list[tuple[int, float]]:
+    """n + 1 equally spaced places on `count` numbered knots, as (knot k, fraction f of the way to knot k + 1)."""
+    quotients = (divmod(i * (count - 1), n) for i in range(n + 1))
+    return [(k, rest / n) for k, rest in quotients]

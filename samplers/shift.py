@@ -32,7 +32,8 @@ def shift_levels(schedule: NoiseSchedule, levels: Levels, shift: float) -> Level
     moved = []
     for level in levels:
         t = float(level.time) / schedule.time_scale
-        moved.append(schedule.level(schedule.time_scale * (shift * t / (1.0 + (shift - 1.0) * t))))
+        t = shift * t / (shift * t + (1.0 - t))  # so written, t = 1 stays 1 to the last bit, and none exceeds it
+        moved.append(schedule.level(schedule.time_scale * t))
     return tuple(moved)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -11,25 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import ConfigError
-from fewstep.samplers import (
-    EDM,
-    GRIDS,
-    DiscreteVP,
-    LinearVP,
-    RectifiedFlow,
-    check_levels,
-    from_times,
-    karras,
-    leading,
-    level_at,
-    linspace,
-    trailing,
-    uniform_lambda,
-    uniform_time,
-)
+from fewstep.samplers import EDM, CosineVP, DiscreteVP, LinearVP, RectifiedFlow, level_at
+from fewstep.samplers.from_config import schedule_from_config
 
 SD = DiscreteVP.scaled_linear()
-SCHEDULES = [LinearVP(), SD, DiscreteVP.linear(), EDM(), RectifiedFlow(), RectifiedFlow(1000.0)]
+COSINE = DiscreteVP.cosine()
+SCHEDULES = [
+    LinearVP(), CosineVP(), SD, DiscreteVP.linear(), COSINE, EDM(), RectifiedFlow(), RectifiedFlow(1000.0)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -40,8 +28,9 @@ def test_level_and_time_of_are_inverses(schedule, f):
     low = top.lam if math.isfinite(top.lam) else -bottom.lam
     lam = low + (bottom.lam - low) * f
     level = level_at(schedule, lam)
-    assert math.isclose(level.lam, lam, rel_tol=1e-9, abs_tol=1e-9)
-    if isinstance(schedule, LinearVP | DiscreteVP):
+    assert math.isclose(level.lam, lam, rel_tol=1e-12, abs_tol=1e-12)
+    assert math.isclose(schedule.time_of(level.lam), level.time, rel_tol=1e-12, abs_tol=1e-12)
+    if isinstance(schedule, LinearVP | CosineVP | DiscreteVP):
         assert math.isclose(level.alpha**2 + level.sigma**2, 1.0, rel_tol=1e-12)
 
 
@@ -90,88 +79,51 @@ def test_zero_terminal_snr_reaches_pure_noise():
         assert math.isclose(schedule.time_of(level.lam), time, rel_tol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("n", [1, 2, 9, 40])
-def test_grids_fall_from_the_noisiest_level_to_zero(schedule, name, n):
-    if name in ("linspace", "leading", "trailing") and not isinstance(schedule, DiscreteVP):
-        with pytest.raises(ConfigError, match="discrete-time"):
-            GRIDS[name](schedule, n)
-        return
-    levels = GRIDS[name](schedule, n)
-    assert len(levels) == n + 1 and levels[-1].sigma == 0.0
-    assert all(a.lam < b.lam for a, b in itertools.pairwise(levels))
-    if name != "leading":
-        assert levels[0] == schedule.noisiest
+@pytest.mark.parametrize("s", [0.008, 0.1])
+def test_cosine_is_the_papers_formula(s):
+    """alpha = f(t) / f(0), f(t) = cos((t + s) / (1 + s) pi / 2); 1 - alpha^2 as written loses 1e-16 / sigma^2."""
+    schedule = CosineVP(s)
+    for time in (1e-3, 0.02, 0.5, 0.9, 0.9946):
+        level = schedule.level(time)
+        alpha = math.cos((time + s) / (1 + s) * math.pi / 2) / math.cos(s / (1 + s) * math.pi / 2)
+        assert math.isclose(level.alpha, alpha, rel_tol=1e-13)
+        assert math.isclose(level.sigma**2, 1 - alpha**2, rel_tol=1e-15 / level.sigma**2)
 
 
-def ends_of(schedule):
-    """sigma / alpha at the ends of the grids that are made in lam; a flow's top mirrors its bottom (1 - t_eps)."""
-    bottom = schedule.cleanest.sigma / schedule.cleanest.alpha
-    top = schedule.noisiest
-    return (top.sigma / top.alpha if top.alpha else 1 / bottom), bottom
+@settings(max_examples=100, deadline=None)
+@given(time=st.floats(0.0, 1.0))
+def test_cosine_times_come_back(time):
+    """Also outside [t_min, t_max], up to pure noise and down to no noise."""
+    schedule = CosineVP()
+    assert math.isclose(schedule.time_of(schedule.level(time).lam), time, rel_tol=1e-12, abs_tol=1e-15)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize(("n", "rho", "to_zero"), [(10, 7.0, True), (10, 3.0, True), (9, 7.0, False)])
-def test_karras_is_equation_5(schedule, n, rho, to_zero):
-    """sigma_i = (max^(1/rho) + i / (N - 1) (min^(1/rho) - max^(1/rho)))^rho for N = 10 nodes; 0 is appended."""
-    high, low = ends_of(schedule)
-    levels = karras(schedule, n, rho=rho, to_zero=to_zero)
-    assert len(levels) == 10 + to_zero and (levels[-1].sigma == 0.0) == to_zero
-    for i in range(1, 10):
-        expected = (high ** (1 / rho) + i / 9 * (low ** (1 / rho) - high ** (1 / rho))) ** rho
-        assert math.isclose(levels[i].sigma / levels[i].alpha, expected, rel_tol=1e-9)
-    assert levels[0] == schedule.noisiest
+def test_the_ends_of_cosine():
+    schedule = CosineVP()
+    assert schedule.noisiest.time == 0.9946 and schedule.cleanest.time == 1e-3
+    assert schedule.level(1.0).alpha == 0.0 and schedule.level(0.0).sigma == 0.0
+    assert schedule.time_of(-math.inf) == 1.0 and schedule.time_of(math.inf) == 0.0
+    for wrong in ({"s": 0.0}, {"t_max": 1.5}, {"t_min": 0.0}, {"t_min": 0.5, "t_max": 0.4}):
+        with pytest.raises(ConfigError, match="expected 0 < s"):
+            CosineVP(**wrong)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("to_zero", [True, False])
-def test_uniform_lambda_has_equal_steps_of_lam(schedule, to_zero):
-    high, low = ends_of(schedule)
-    levels = uniform_lambda(schedule, 10 if to_zero else 9, to_zero=to_zero)
-    for i in range(1, 10):
-        expected = -math.log(high) + i / 9 * (math.log(high) - math.log(low))
-        assert math.isclose(math.log(levels[i].alpha / levels[i].sigma), expected, rel_tol=1e-9, abs_tol=1e-9)
+def test_discrete_cosine_caps_its_betas():
+    f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+    abar = np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], 0.999))
+    assert np.allclose([COSINE.level(i).alpha ** 2 for i in range(1000)], abar, rtol=1e-11, atol=0)
+    # only the last beta is capped, so the others are those of the continuous schedule
+    for i in (0, 10, 500, 998):
+        assert math.isclose(COSINE.level(i).lam, CosineVP().level((i + 1) / 1000).lam, rel_tol=1e-11)
+    assert schedule_from_config({"beta_schedule": "squaredcos_cap_v2"}) == COSINE
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("to_zero", [True, False])
-def test_uniform_time_has_equal_steps_of_time(schedule, to_zero):
-    high, low = schedule.noisiest.time, schedule.cleanest.time
-    levels = uniform_time(schedule, 10 if to_zero else 9, to_zero=to_zero)
-    for i, level in enumerate(levels[:10]):
-        assert math.isclose(level.time, high + i / 9 * (low - high), rel_tol=1e-12, abs_tol=1e-9)
-        assert (level.alpha, level.sigma) == schedule.level(level.time)[1:]
+def test_discrete_cosine_near_its_top_keeps_its_labels():
+    """Others cut the noisiest levels off and spread the labels over the rest: 998.996 where 995 is meant."""
+    for i in (990, 995, 998, 999):
+        assert level_at(COSINE, COSINE.level(i).lam).time == i
 
 
-def test_spacings_are_those_of_diffusers():
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
-    for n in (5, 10, 25, 50):
-        for name, ours in (("linspace", linspace), ("trailing", trailing)):
-            peer = DPMSolverMultistepScheduler(timestep_spacing=name)
-            peer.set_timesteps(n)
-            assert [level.time for level in ours(SD, n)[:-1]] == peer.timesteps.tolist()
-        peer = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
-        peer.set_timesteps(n)
-        assert [level.time for level in leading(SD, n)[:-1]] == peer.timesteps.tolist()
-
-
-@pytest.mark.parametrize("n", [0, -1, 10**9, 2.0, True, None, math.nan])
-def test_a_number_of_steps_that_cannot_be(n):
-    with pytest.raises(ConfigError, match="steps must be"):
-        uniform_lambda(SD, n)
-
-
-def test_levels_that_cannot_be():
-    with pytest.raises(ConfigError, match="equal"):
-        from_times(SD, [999, 500, 500, 0])
-    with pytest.raises(ConfigError, match="outside the schedule"):
-        from_times(SD, [1000.5])
-    with pytest.raises(ConfigError, match="at least two"):
-        check_levels((SD.clean,))
-    with pytest.raises(ConfigError, match="not a noise level"):
-        check_levels((SD.clean._replace(alpha=math.nan), SD.noisiest))
+def test_alphas_must_fall():
     with pytest.raises(ConfigError, match="strictly decreasing"):
         DiscreteVP((0.5, 0.6))
