@@ -104,6 +104,7 @@ COMFY = (
 )
 
 _RAMP = "from 15 steps on theirs keeps its order to the end"
+_HALF = "3m-as-released has the halved term"
 _INNER = "theirs evaluates at nodes of its grid, ours at fixed fractions of a step in lam"
 
 # With options: as in its config, those that differ from the default, in alphabetical order.
@@ -111,14 +112,16 @@ DIFFUSERS = (
     Alias("DPMSolverMultistepScheduler", "2m", SAME),
     Alias("DPMSolverMultistepScheduler:solver_type=heun", "2m:solver_type=taylor", SAME),
     Alias("DPMSolverMultistepScheduler:solver_order=1", "ddim", SAME),
-    Alias("DPMSolverMultistepScheduler:solver_order=3", "3m", TRUE_ORDER, "with theirs' fault: 3m-as-released"),
+    Alias("DPMSolverMultistepScheduler:solver_order=3", "3m", TRUE_ORDER, "its steps of order 2 are in midpoint form"),
+    Alias("DPMSolverMultistepScheduler:solver_order=3,solver_type=heun", "3m", TRUE_ORDER, _HALF),
     Alias("DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++", "sde-2m", SAME),
     Alias("DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,solver_type=heun",
           "sde-2m:solver_type=taylor", SAME),
     Alias("DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,solver_order=3", "sde-3m", ABSENT,
           "theirs has a wrong sign in the third order's term"),
     Alias("DPMSolverMultistepScheduler:algorithm_type=dpmsolver", "dpm-2m", SAME, _RAMP),
-    Alias("DPMSolverMultistepScheduler:algorithm_type=dpmsolver,solver_order=3", "dpm-3m", TRUE_ORDER, _RAMP),
+    Alias("DPMSolverMultistepScheduler:algorithm_type=dpmsolver,solver_order=3", "dpm-3m", TRUE_ORDER,
+          "its steps of order 2 are in midpoint form"),
     Alias("DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver", "sde-2m", ABSENT, "noise prediction with noise"),
     Alias("DPMSolverSinglestepScheduler", "2s", GRID_DIFFERS, _INNER),
     Alias("DPMSolverSinglestepScheduler:solver_type=heun", "2s:solver_type=taylor", GRID_DIFFERS, _INNER),
