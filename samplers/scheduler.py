@@ -1,6 +1,6 @@
 """A solver as `pipe.scheduler` of an unmodified diffusers pipeline.
 
-    pipe.scheduler = FewstepScheduler.from_config(pipe.scheduler.config, solver=UniPC(3), grid="lambda")
+    pipe.scheduler = FewstepScheduler.of(pipe, solver=UniPC(3), grid="lambda")
 
 The pipeline keeps its loop and calls `step` once per network evaluation, so a step of a solver with inner stages is
 several ticks here: `order` is 1, and `num_inference_steps` and `timesteps` count ticks. A run is a `Table`, its state
@@ -9,7 +9,6 @@ one `State` that every `step` replaces; the arithmetic is `advance`, exactly as 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,11 +22,14 @@ from ..errors import ConfigError, IncompatibleError
 from ..kernels import ops
 from .engine import Outputs, State, advance_and_feed, edit, start
 from .feeding import version_of
-from .from_config import is_flow, parametrisation_from_config, schedule_from_config, shift_from_config, shift_levels
+from .from_config import is_flow, parametrisation_from_config, schedule_from_config
 from .from_config import with_defaults as config_with_defaults
-from .grids import Levels, check_steps, from_times
 from .levels import Level
 from .noise import GeneratorTape
+from .scheduler_fields import fixed_steps, own_fields
+from .scheduler_levels import Asked, run_levels
+from .scheduler_pipelines import scheduler_config_of
+from .scheduler_schedules import LabelledFlow, PreconditionedVE
 from .scheduler_ticks import tick_of
 from .solver import Solver
 from .solver_config import grid_of, solver_config, solver_of
@@ -40,9 +42,11 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     """Any fewstep solver on any fewstep grid, for diffusers pipelines.
 
     solver: a Solver, a name of `samplers.SOLVERS` ("2m"), or {"name": "UniPC", "order": 3}, which the config keeps.
-    grid: a name of `samplers.GRIDS`, or {"name": "karras", "rho": 5.0}.
+    grid: a name of `samplers.GRIDS`, {"name": "karras", "rho": 5.0}, or None: "lambda", for flow models the evenly
+    spaced times 1, 1 - 1/n, ... of their pipelines.
     The other fields are the model's noise schedule, named as in diffusers; `from_config` takes them from the scheduler
     that the pipeline came with.       shift: constant time shift of a flow model.
+    sigma_time: for preconditioned networks, the function of sigma that they are fed ("log" or "atan").
     Errors: ConfigError for anything that cannot be honoured exactly.
     """
 
@@ -66,18 +70,27 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: str = "epsilon",
         use_flow_sigmas: bool = False,
         shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+        invert_sigmas: bool = False,
+        snr_shift_scale: float | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        sigma_data: float | None = None,
+        sigma_time: str | None = None,
         thresholding: bool = False,
         solver: Solver | str | Mapping[str, Any] = "2m",
-        grid: str | Mapping[str, Any] = "lambda",
+        grid: str | Mapping[str, Any] | None = None,
     ) -> None:
-        self.solver = solver_of(solver)
-        self._grid = grid_of(grid)
+        self.solver = fixed_steps(solver_of(fixed_steps(solver)))
+        self._grid = None if grid is None else grid_of(grid)
         self.register_to_config(
             solver=solver_config(self.solver),
-            grid=grid if isinstance(grid, str) else dict(grid),
+            grid=dict(grid) if isinstance(grid, Mapping) else grid,
             trained_betas=None if trained_betas is None else [float(beta) for beta in trained_betas],
         )
-        self.schedule = schedule_from_config(self.config)
+        self.schedule = schedule_from_config(self.config, preconditioned=True)
         self.parametrisation = parametrisation_from_config(self.config)
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1, dtype=torch.float32)
         self.num_inference_steps: int | None = None
@@ -104,11 +117,18 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
                 f"unknown field {next(iter(kwargs))!r}: expected one of {', '.join(sorted(ours - {'self'}))}"
             )
         config |= overrides
-        schedule_from_config(config)  # refuse by the names of the original's fields
-        if is_flow(config):
-            config.setdefault("prediction_type", "flow_prediction")
-            config |= {"use_flow_sigmas": True, "shift": shift_from_config(config)}
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        schedule_from_config(config, preconditioned=True)  # refuse by the names of the original's fields
+        return super().from_config(own_fields(config), return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def of(cls, pipe: Any, **fields: Any) -> FewstepScheduler:
+        """The scheduler for `pipe`, of the config of the one that it has; `pipe` is not changed.
+
+        fields: `solver`, `grid`, and whatever else shall override the config.
+        Errors: IncompatibleError for a pipeline that cannot run with another scheduler, with the reason and the way out
+        (see scheduler_pipelines); ConfigError as `from_config`.
+        """
+        return cls.from_config(scheduler_config_of(pipe), **fields)
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -122,7 +142,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """What a pipeline multiplies N(0, I) latents by: 1 unless noise is added to an unscaled image (alpha = 1)."""
-        top = self.schedule.noisiest
+        top = self.schedule.noisiest if self._table is None else self._table.plan.nodes[0]
         return float(top.sigma) if float(top.alpha) == 1.0 else 1.0
 
     def set_timesteps(
@@ -138,13 +158,18 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         num_inference_steps: at most this many ticks on the scheduler's grid. (A solver with two ticks a step and one in
             the last, such as DPMpp2S, has an odd number of them: 20 gives 10 steps, 19 ticks.)
         timesteps: the model times of the steps' beginnings, noisiest first, real-valued; the run ends at sigma = 0.
-        sigmas: flow models only, t in (0, 1], before the config's shift.
-        mu is ignored for flow models without dynamic shifting, as diffusers does, and refused for others.
+        sigmas: the noise levels of the steps' beginnings, noisiest first; a last 0 may be there or not. For flow models
+            t in (0, 1], before the time shift; for others sigma / alpha, as EulerDiscreteScheduler takes. The evenly
+            spaced ones that pipelines pass by themselves count as num_inference_steps (see scheduler_levels).
+        timesteps and sigmas: flow models only; the timesteps are num_train_timesteps times the sigmas, before or after
+            the shift (CogView4: before).
+        mu: the dynamic time shift of a flow model; ignored where its config has a constant one, as in diffusers.
         Sets `timesteps` (ticks,) float32 on `device`, `num_inference_steps` to its length, `sigmas` (ticks + 1,) to
         sigma of a flow model or else sigma / alpha, on the CPU as in diffusers, and forgets any earlier run.
         """
-        levels = self._levels(num_inference_steps, sigmas, mu, timesteps)
-        table = trace(self.solver, levels, self.schedule)
+        asked = Asked.of(num_inference_steps, sigmas, mu, timesteps)
+        levels, schedule = run_levels(self.config, self.schedule, self.solver, self._grid, asked)
+        table = trace(self.solver, levels, schedule)
         for i, row in enumerate(table.rows):  # a level that the parametrisation does not know fails here, not at tick i
             table.fold(i, len(row.inputs) - 4, self.parametrisation, (1.0,))
         self._table = table
@@ -155,34 +180,10 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         self._begin = self._state = self._returned = None
 
     def _sigmas(self, table: Table) -> Tensor:
-        flow = is_flow(self.config)
+        flow, inverted = is_flow(self.config), isinstance(self.schedule, LabelledFlow) and self.schedule.inverted
         pairs = [(float(v.sigma), float(v.alpha)) for v in (*table.plan.nodes, table.plan.targets[-1])]
-        return torch.tensor([s if flow else s / a if a else float("inf") for s, a in pairs], dtype=torch.float32)
-
-    def _levels(
-        self, n: int | None, sigmas: Sequence[float] | None, mu: float | None, times: Sequence[float] | Tensor | None
-    ) -> Levels:
-        if sum(value is not None for value in (n, sigmas, times)) != 1:
-            raise ConfigError("set_timesteps needs exactly one of num_inference_steps, timesteps and sigmas")
-        flow = is_flow(self.config)
-        if not flow and (sigmas is not None or mu is not None):
-            raise ConfigError("sigmas and mu belong to flow-matching models; here pass timesteps=[999.0, ...] instead")
-        if times is not None:
-            return from_times(self.schedule, [float(t) for t in times])
-        shift = shift_from_config(self.config) if flow else 1.0
-        if sigmas is not None:
-            scale = float(self.config.num_train_timesteps)
-            return shift_levels(self.schedule, from_times(self.schedule, [scale * float(s) for s in sigmas]), shift)
-
-        def levels(steps: int) -> Levels:
-            return shift_levels(self.schedule, self._grid(self.schedule, steps), shift)
-
-        def ticks(steps: int) -> int:
-            return len(self.solver.plan(levels(steps), self.schedule))
-
-        n = check_steps(n)  # type: ignore[arg-type]
-        steps = n if ticks(n) <= n else bisect_right(range(1, n + 1), n, key=ticks) or 1
-        return levels(steps)
+        values = [(a if inverted else s) if flow else s / a if a else float("inf") for s, a in pairs]
+        return torch.tensor(values, dtype=torch.float32)
 
     # --- diffusers' interface ---------------------------------------------------------------------------------------
 
@@ -205,8 +206,10 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         self._state = self._returned = None
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network is fed the state itself."""
-        return sample
+        """What the network is fed: the state itself, or scaled for preconditioned networks."""
+        if not isinstance(self.schedule, PreconditionedVE):
+            return sample
+        return sample * self.schedule.input_scale(self.table.plan.nodes[self._tick(timestep)])
 
     def step(
         self,
@@ -226,7 +229,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         if model_output.shape != sample.shape:
             raise IncompatibleError(f"the network's output has the shape {tuple(model_output.shape)}, the sample "
                                     f"{tuple(sample.shape)}; drop the channels of a learned variance")  # fmt: skip
-        tick = tick_of(timestep, table.plan, self._begin if self._state is None else self._state.tick, self._issued)
+        tick = self._tick(timestep)
         state = start(table, sample, tick) if self._state is None else self._state
         if self._edited(sample):
             state = edit(table, state, sample)
@@ -269,6 +272,10 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         self.__dict__.update(attributes)
         if self._returned is not None:  # a copied tensor counts its versions anew
             self._returned = (self._returned[0], version_of(self._returned[0]))
+
+    def _tick(self, timestep: float | Tensor) -> int:
+        due = self._begin if self._state is None else self._state.tick
+        return tick_of(timestep, self.table.plan, due, self._issued)
 
     def _level_at(self, tick: int) -> Level:
         plan = self.table.plan

@@ -153,7 +153,7 @@ def test_euler_in_its_own_variables(unet):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_matching_euler(shift):
     peer = FlowMatchEulerDiscreteScheduler(shift=shift)
-    ours = FewstepScheduler.from_config(peer.config, solver=Euler(), grid="time")
+    ours = FewstepScheduler.from_config(peer.config, solver=Euler())
     sigmas = [1.0 - i / 10 for i in range(10)]
     peer.set_timesteps(sigmas=sigmas)
     ours.set_timesteps(sigmas=sigmas, mu=0.7)  # pipelines pass mu even where it is not used

@@ -151,12 +151,12 @@ def test_shapes_and_arguments():
     x = made.step(X, made.timesteps[0], X).prev_sample.repeat(2, 1, 1, 1)
     with refused("must keep the shape", IncompatibleError):
         made.step(x, made.timesteps[1], x)
-    for arguments in ({}, {"num_inference_steps": 5, "timesteps": [900.0]}):
-        with refused("exactly one of"):
-            made.set_timesteps(**arguments)
-    for arguments in ({"sigmas": [1.0, 0.5]}, {"num_inference_steps": 5, "mu": 1.0}):
-        with refused("sigmas and mu belong to flow-matching models; here pass timesteps="):
-            made.set_timesteps(**arguments)
+    with refused("needs one of num_inference_steps, timesteps and sigmas"):
+        made.set_timesteps()
+    with refused("must agree in number, got timesteps: 1, num_inference_steps: 5"):
+        made.set_timesteps(5, timesteps=[900.0])
+    with refused("mu belongs to flow-matching models"):
+        made.set_timesteps(5, mu=1.0)
     with refused("time 1200.0 is outside the schedule"):
         made.set_timesteps(timesteps=[1200.0])
     with refused("whole number from 1"):
