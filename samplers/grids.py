@@ -71,8 +71,8 @@ def karras(
     _check_positive("rho", rho)
 
     def place(f: float, top: float, bottom: float) -> float:
-        a, b = math.exp(-top / rho), math.exp(-bottom / rho)
-        return -rho * math.log(a + (b - a) * f)
+        # -rho log(A + (B - A) f) with A = e^(-top/rho), B = e^(-bottom/rho), divided by A so that no rho overflows
+        return top - rho * math.log1p(math.expm1((top - bottom) / rho) * f)
 
     return _in_lam(schedule, n, to_zero, lam_min, place)
 
@@ -120,8 +120,8 @@ def _ends(schedule: NoiseSchedule, lam_min: float | None) -> tuple[Level, float,
     top, bottom = schedule.noisiest, schedule.cleanest
     a, b = float(top.lam), float(bottom.lam)
     if lam_min is not None:
-        if not (math.isfinite(lam_min) and lam_min < b):
-            raise ConfigError(f"lam_min must be a number below the cleanest level's {b:g}, got {lam_min!r}")
+        if not -50.0 <= lam_min < b:
+            raise ConfigError(f"lam_min must be from -50 to below the cleanest level's {b:g}, got {lam_min!r}")
         if lam_min > a:
             return (top if a == -math.inf else level_at(schedule, lam_min)), lam_min, b
     if a == -math.inf:

@@ -54,6 +54,7 @@ class NoiseSchedule(Protocol):
     @property
     def cleanest(self) -> Level:
         """The least noisy level the network was trained at (sigma > 0)."""
+        ...
 
     @property
     def clean(self) -> Level:

@@ -99,11 +99,13 @@ def test_options_that_cannot_be():
     for grid, options in (
         (karras, {"rho": 0.0}), (polyexponential, {"rho": math.nan}), (beta, {"a": 0.0}), (beta, {"b": math.inf}),
         (uniform_lambda, {"lam_min": math.nan}), (karras, {"lam_min": 4.0}),
+        (beta, {"lam_min": -1e3}),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match="got"):
             grid(SD, 5, **options)
     with pytest.raises(ConfigError, match="two nodes on one level"):
         polyexponential(SD, 40, rho=1e4)
+    assert all(gap > 0.0 for gap in lam_gaps(karras(SD, 9, rho=1e-3)))  # extreme, and still no overflow
 
 
 # --- formulas ---------------------------------------------------------------------------------------------------------

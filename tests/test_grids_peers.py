@@ -68,6 +68,15 @@ def test_whole_grids_are_those_of_diffusers(name):
     assert max(abs(level.time - t) for level, t in zip(levels, peer.timesteps.tolist(), strict=False)) <= 1.0
 
 
+def test_parameters_of_beta_mean_what_they_mean_in_diffusers():
+    pytest.importorskip("scipy")
+    from diffusers import DPMSolverMultistepScheduler
+
+    ends = torch.tensor([ratio(SD.noisiest), ratio(SD.cleanest)], dtype=torch.float64)
+    peer = DPMSolverMultistepScheduler()._convert_to_beta(ends, num_inference_steps=9, alpha=0.4, beta=1.3)
+    assert np.allclose([ratio(level) for level in beta(SD, 9, a=0.4, b=1.3)[:-1]], peer, rtol=1e-11, atol=0)
+
+
 def test_beta_of_a_flow_is_that_of_diffusers():
     pytest.importorskip("scipy")
     from diffusers import FlowMatchEulerDiscreteScheduler
