@@ -41,7 +41,7 @@ from .solver import Carry, Plan, one_tick_plan, remember
 class SDEDPMpp1:
     """First order, one evaluation and one noise a step. eta: 0 (ODE) to 1 (SDE, default), where it is DDIM(eta=1).
 
-    Weak order 1.
+    Weak order 1: measured slope 0.94 of the end's covariance (tests/test_sde_moments.py, Gaussian data, n = 50 to 200).
     """
 
     eta: float = 1.0
@@ -62,7 +62,8 @@ class SDEDPMpp1:
 class SDEDPMpp2M:
     """Second order in the drift, one evaluation and one noise a step. eta: 0 (ODE) to 1 (SDE, default).
 
-    solver_type: "midpoint" or "taylor" (its drift is exact for x0 linear in lam; elsewhere called "heun").
+    Weak order 2: measured slope 2.0 of the end's covariance (tests/test_sde_moments.py, Gaussian data, n = 50 to 200).
+    solver_type: "midpoint" or "taylor" (its drift is exact for x0 linear in lam; diffusers calls it "heun").
     lower_order_final: the last step is of first order.
     """
 
@@ -92,6 +93,9 @@ class SDEDPMpp2M:
 class SDEDPMpp3M:
     """Third order in the drift, one evaluation and one noise a step. eta: 0 (ODE) to 1 (SDE, default).
 
+    Weak order 2, since noise is not resolved inside a step: measured slopes are 2.8 of the drift's gain and 2.1 of the
+    end's covariance, with a third of 2M's error at n = 200 (tests/test_sde_moments.py, Gaussian data). Its differences
+    amplify noise where lam moves far in a step: it wants grids even in lam ("lambda", "karras") and 20 steps or more.
     lower_order_final: the last two steps are of order 2 and 1. The first two are too, for lack of history.
     """
 

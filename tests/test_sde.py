@@ -1,33 +1,91 @@
-"""Stochastic solvers: coefficients against the papers' formulas, and the moments of what they sample."""
+"""Stochastic solvers, one tick at a time: coefficients against the papers' formulas. Moments: test_sde_moments."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from fewstep.errors import ConfigError
-from fewstep.samplers import DDIM, X0, DPMpp2M, SDEDPMpp2M, solve, trace, uniform_lambda
+from fewstep.samplers import (
+    DDIM,
+    DPM2S,
+    X0,
+    DPM2Ancestral,
+    DPMpp2M,
+    DPMpp2S,
+    DPMpp2SAncestral,
+    DPMpp3M,
+    DPMppSDE,
+    Outputs,
+    RectifiedFlow,
+    SDEDPMpp1,
+    SDEDPMpp2M,
+    SDEDPMpp3M,
+    State,
+    advance,
+    level_at,
+    trace,
+    uniform_time,
+)
 
-from .problems import Mixture
-from .solver_rows import DOUBLE, VP, states, tape, uneven_levels
+from .problems import Polynomial
+from .solver_rows import VP, relative, states, uneven_levels
 
 ETAS = (0.3, 0.5, 1.0)
+STOCHASTIC = [DDIM(1.0), SDEDPMpp1(), SDEDPMpp2M(), SDEDPMpp3M(), DPMppSDE(), DPM2Ancestral(), DPMpp2SAncestral()]
 
 
-def test_eta_cannot_go_up():
-    levels = uneven_levels(4)[::-1]
-    for solver in (DDIM(1.0), SDEDPMpp2M()):
-        with pytest.raises(ConfigError, match="inversion"):
-            trace(solver, levels, VP)
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=repr)
+def test_eta_cannot_go_up(solver):
+    with pytest.raises(ConfigError, match="inversion"):
+        trace(solver, uneven_levels(4)[::-1], VP)
 
 
-def test_eta_zero_is_the_ode():
-    levels, x = uniform_lambda(VP, 10), states(8)
-    ends = [solve(trace(solver, levels, VP), Mixture(VP), x).x for solver in (SDEDPMpp2M(0.0), DPMpp2M())]
-    assert torch.equal(*ends)
+@pytest.mark.parametrize(("solver", "ode"), [
+    (SDEDPMpp1(0.0), DDIM()),
+    (SDEDPMpp2M(0.0), DPMpp2M()),
+    (SDEDPMpp2M(0.0, "taylor"), DPMpp2M("taylor")),
+    (SDEDPMpp3M(0.0), DPMpp3M()),
+    (DPMppSDE(0.0), DPMpp2S()),
+    (DPMppSDE(0.0, 0.3), DPMpp2S(0.3)),
+    (DPM2Ancestral(0.0), DPM2S()),
+    (DPMpp2SAncestral(0.0), DPMpp2S()),
+], ids=repr)  # fmt: skip
+@pytest.mark.parametrize("levels", [
+    uneven_levels(7), uneven_levels(7)[::-1], uniform_time(RectifiedFlow(), 5), uniform_time(RectifiedFlow(), 1)
+], ids=["down", "up", "flow", "flow-1"])  # fmt: skip
+def test_eta_zero_is_the_ode(solver, ode, levels):
+    """Bit for bit: the same plan and the same coefficients, at every carry length; so no noise either."""
+    schedule = RectifiedFlow() if float(levels[0].alpha) == 0.0 else VP
+    found, expected = trace(solver, levels, schedule), trace(ode, levels, schedule)
+    assert found.plan == expected.plan and found.all_rows() == expected.all_rows()
+    assert not any(found.noisy)
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=repr)
+def test_noise_ends_with_the_run(solver):
+    """The last step, to sigma = 0, draws none and makes alpha_t x0; all others draw, the one from alpha = 0 too."""
+    flow = RectifiedFlow()
+    table = trace(solver, uniform_time(flow, 4), flow)
+    drawn = {table.plan.step[i]: 0.0 for i in range(len(table))}
+    for i, row in enumerate(table.rows):
+        drawn[table.plan.step[i]] += abs(row.coefficients[0][-1])
+    assert [drawn[k] > 0.0 for k in range(4)] == [True, True, True, False]
+    assert table.rows[-1].coefficients[0][:3] == (0.0, 1.0, 0.0)
+
+
+def test_eta_has_a_range():
+    beyond = {SDEDPMpp1: 1.1, SDEDPMpp2M: 1.1, SDEDPMpp3M: 1.1}
+    for solver in (SDEDPMpp1, SDEDPMpp2M, SDEDPMpp3M, DPMppSDE, DPM2Ancestral, DPMpp2SAncestral):
+        for bad in (-0.1, math.nan, beyond.get(solver, math.inf)):
+            with pytest.raises(ConfigError, match="eta must"):
+                solver(bad)
+    with pytest.raises(ConfigError, match="r must"):
+        DPMppSDE(r=1.0)
 
 
 # ---------------------------------------------------------------- one tick, against the papers
@@ -100,84 +158,92 @@ def test_sde_2m_is_the_published_transition(eta, solver_type):
         assert coefficients(rows[i])["noise"] > 0 and row.coefficients[1] == (0.0, 1.0, *(0.0,) * (len(row.inputs) - 2))
 
 
-# ---------------------------------------------------------------- Gaussian data: mean and covariance
-
-MEAN0 = torch.tensor([0.4, -0.6], dtype=DOUBLE)
-COV0 = torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=DOUBLE)
-EYE = torch.eye(2, dtype=DOUBLE)
-
-
-def marginal(level):
-    """Mean and covariance of alpha x0 + sigma eps."""
-    return level.alpha * MEAN0, level.alpha**2 * COV0 + level.sigma**2 * EYE
+@pytest.mark.parametrize("eta", ETAS)
+def test_sde_1_is_the_published_transition(eta):
+    """x_t = sigma_t / sigma_s e^{-eta h} x + alpha_t (1 - e^{-(1 + eta) h}) x0 + sigma_t sqrt(1 - e^{-2 eta h}) z."""
+    levels = uneven_levels(7)
+    for row, s, t in zip(trace(SDEDPMpp1(eta), levels, VP).rows, levels, levels[1:], strict=False):
+        h = t.lam - s.lam
+        of_x, of_x0 = t.sigma / s.sigma * math.exp(-eta * h), t.alpha * (1 - math.exp(-(1 + eta) * h))
+        assert close(over_x_and_x0(row), (of_x, of_x0, t.sigma * math.sqrt(1 - math.exp(-2 * eta * h))))
 
 
-def gain(level):
-    return level.alpha * COV0 @ torch.linalg.inv(marginal(level)[1])
+def test_sde_1_with_eta_one_is_ddpm():
+    levels = uneven_levels(7)
+    for ours, ddpm in zip(trace(SDEDPMpp1(), levels, VP).rows, trace(DDIM(1.0), levels, VP).rows, strict=True):
+        assert close(ours.coefficients[0], ddpm.coefficients[0])
 
 
-class Gaussian:
-    """E[x0 | x] of N(MEAN0, COV0)."""
-
-    schedule, parametrisation = VP, X0
-
-    def __call__(self, x, level, branches, rows=None):
-        return (MEAN0 + (x - level.alpha * MEAN0) @ gain(level).T,)
+# ---------------------------------------------------------------- the drift, on polynomials
 
 
-def propagated(table, mean, cov):
-    """Mean and covariance at the end of `table`, exactly: every tick is affine in (x, carry, noise)."""
-    for row in table.rows:  # of (x, carry) stacked, 2 numbers a vector
-        s, K = row.level, gain(row.level)
-        vectors, width = len(row.coefficients), mean.numel()
-        k0 = MEAN0 - s.alpha * K @ MEAN0  # x0 = K x + k0 and eps = (x - alpha x0) / sigma
-        A = torch.zeros(2 * vectors, width, dtype=DOUBLE)
-        b, N = torch.zeros(2 * vectors, dtype=DOUBLE), torch.zeros(2 * vectors, 2, dtype=DOUBLE)
-        for k, (cx, cx0, ceps, *carry, cn) in enumerate(row.coefficients):
-            lines = slice(2 * k, 2 * k + 2)
-            A[lines, :2] = cx * EYE + cx0 * K + ceps * (EYE - s.alpha * K) / s.sigma
-            b[lines] = cx0 * k0 - ceps * s.alpha * k0 / s.sigma
-            for j, c in enumerate(carry):
-                A[lines, 2 * j + 2 : 2 * j + 4] += c * EYE
-            N[lines] = cn * EYE
-        mean, cov = A @ mean + b, A @ cov @ A.T + N @ N.T
-    return mean[:2], cov[:2, :2]
+@dataclass
+class DriftOnly:
+    """The mean of the SDE of eta where x0 = P(lam) whatever x is, with k = 1 + eta:
 
-
-@pytest.mark.parametrize("solver", [DDIM(0.5), DDIM(1.0), SDEDPMpp2M(), SDEDPMpp2M(0.5, "taylor")], ids=repr)
-def test_samples_have_the_propagated_moments(solver):
-    """The engine and the tape do what the rows say (the rows themselves: above): 1e5 samples, 4 standard errors."""
-    count = 100_000
-    table = trace(solver, uniform_lambda(VP, 6, to_zero=False), VP)
-    x = torch.randn(count, 2, dtype=DOUBLE, generator=torch.Generator().manual_seed(5))
-    found = solve(table, Gaussian(), x, tape=tape(6)).x
-    mean, cov = propagated(table, torch.zeros(2, dtype=DOUBLE), EYE)
-    assert torch.all((found.mean(0) - mean).abs() < 4 * (cov.diag() / count).sqrt())
-    error = ((cov.diag()[:, None] * cov.diag()[None] + cov**2) / count).sqrt()
-    assert torch.all((torch.cov(found.T) - cov).abs() < 4 * error)
-
-
-@pytest.mark.parametrize(("solver", "order", "bound"), [
-    (DDIM(0.5), 1, 2e-2),
-    (DDIM(1.0), 1, 3e-2),
-    (SDEDPMpp2M(0.5), 2, 4e-4),
-    (SDEDPMpp2M(1.0), 2, 6e-4),
-    (SDEDPMpp2M(0.5, "taylor"), 2, 8e-4),
-    (SDEDPMpp2M(1.0, "taylor"), 2, 1.2e-3),
-], ids=repr)  # fmt: skip
-def test_moments_converge_to_the_exact_marginal(solver, order, bound):
-    """From the exact marginal at the start, without sampling: the end's covariance converges to the exact one at the
-    solver's weak order, and the mean is exact at every n (the data's mean path has constant x0).
-
-    Weak order measured, n = 50, 100, 200: DDIM 0.94 (eta 1) and 0.96 (eta 0.5), SDE-2M 1.98 to 2.04: its drift is of
-    order 2 and noise is exact for Gaussians. `bound` is 1.3 to 1.7 times the error at n = 200 (a covariance of 0.5).
+    x_t = (sigma_t / sigma_s) e^{-eta h} x_s + sigma_t e^{-eta lam_t} int_{lam_s}^{lam_t} k e^{k l} P(l) dl.
     """
-    errors = []
-    for n in (50, 100, 200):
-        levels = uniform_lambda(VP, n, to_zero=False)
-        mean, cov = propagated(trace(solver, levels, VP), *marginal(levels[0]))
-        exact_mean, exact_cov = marginal(levels[-1])
-        assert float((mean - exact_mean).abs().max()) < 1e-12
-        errors.append(float((cov - exact_cov).abs().max()))
-    assert math.log2(errors[0] / errors[-1]) / 2 >= order - 0.15
-    assert errors[-1] < bound
+
+    eta: float
+    coefficients: tuple[float, ...]
+
+    def primitive(self, lam):
+        k, total, derivative = 1.0 + self.eta, 0.0, list(self.coefficients)
+        for j in range(len(self.coefficients)):
+            total += (-1.0) ** j / k**j * sum(c * lam**n for n, c in enumerate(derivative))
+            derivative = [n * c for n, c in enumerate(derivative)][1:]
+        return math.exp(k * lam) * total
+
+    def flow(self, x, s, t):
+        of_x = t.sigma / s.sigma * math.exp(-self.eta * (t.lam - s.lam))
+        return of_x * x + t.sigma * math.exp(-self.eta * t.lam) * (self.primitive(t.lam) - self.primitive(s.lam))
+
+
+def drift_error(solver, degree, history):
+    """Relative error of a run without noise on a polynomial x0, with full history from the start."""
+    coefficients = (0.7, -0.4, 0.31, 0.22)[: degree + 1]
+    levels, network = uneven_levels(9), Polynomial(VP, X0, coefficients)
+    table, exact = trace(solver, levels, VP), DriftOnly(solver.eta, coefficients)
+    x = states(2, 3)
+    carry = tuple(torch.full_like(x, network.value(levels[k].lam)) for k in reversed(range(history)))
+    state = State(history, exact.flow(x, levels[0], levels[history]), carry)
+    while state.tick < len(table):
+        level = levels[state.tick]
+        outputs = Outputs(state.x, level, network(state.x, level, ("cond",)), X0)
+        state = advance(table, state, outputs, torch.zeros_like(x))
+    return relative(state.x, exact.flow(x, levels[0], levels[-1]))
+
+
+@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize(("kind", "arguments", "degree", "history"), [
+    (SDEDPMpp1, (), 0, 0),
+    (SDEDPMpp2M, ("midpoint", False), 0, 1),
+    (SDEDPMpp2M, ("taylor", False), 1, 1),
+    (SDEDPMpp3M, (False,), 2, 2),
+], ids=["sde-1", "sde-2m", "sde-2m-taylor", "sde-3m"])  # fmt: skip
+def test_the_drift_is_exact_for_polynomials(eta, kind, arguments, degree, history):
+    """For x0 of the method's degree in lam the drift is the SDE's, whatever eta; for the next degree it is not."""
+    solver = kind(eta, *arguments)
+    assert all(drift_error(solver, d, history) < 1e-12 for d in range(degree + 1))
+    assert drift_error(solver, degree + 1, history) > 1e-6
+
+
+@pytest.mark.parametrize("factor", [1.0, -2.0], ids=["without Taylor's factor 2", "wrong sign"])
+def test_faults_of_released_3m_are_found(monkeypatch, factor):
+    """k-diffusion and diffusers leave out the 2; in diffusers 0.42.1 the term also has another sign."""
+    from fewstep.samplers import sde
+
+    right = sde.two_differences
+    monkeypatch.setattr(sde, "two_differences", lambda *a: right(*a, factor=factor))
+    assert drift_error(SDEDPMpp3M(1.0, False), 2, 2) > 1e-4
+
+
+@pytest.mark.parametrize("eta", ETAS)
+def test_history_matters_less_in_shorter_steps(eta):
+    """3M's weights of remembered predictions vanish like h; with a wrong sign inside g_2 they tend to a constant."""
+    for h in (1e-1, 1e-2, 1e-3, 1e-4):
+        levels = tuple(level_at(VP, -0.5 + h * k) for k in range(5))
+        row = trace(SDEDPMpp3M(eta, False), levels, VP).rows[3]
+        weights = coefficients(row)
+        H = (1 + eta) * h
+        assert abs(weights["carry0"]) + abs(weights["carry1"]) < 2.0 * H * row.level.alpha * 1.1
