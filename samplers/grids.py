@@ -13,7 +13,7 @@ rounding (``linspace``, ``leading``, ``trailing``), which use the level *of the 
 same to any grid, for networks that take whole times only.
 
 lam_min: some schedules are so noisy at the top that steps there are wasted or harmful (discrete cosine: lam = -9.9,
-where an error of the predicted noise is multiplied by 1 / alpha = 2e4 in x0). Grids that are made in lam take lam_min,
+where an error of the predicted noise is multiplied by 1 / alpha = 2e4 in x0). Grids made in lam or time take lam_min,
 for instance -5.1: no node is noisier, except a beginning at pure noise (alpha = 0), which stays. The run then begins
 at the level of lam_min itself, with that level's own time. diffusers calls it lambda_min_clipped.
 """
@@ -193,24 +193,25 @@ def _check_ends(schedule: NoiseSchedule, name: str, high: float, low: float) -> 
 # --- made in the model's time -----------------------------------------------------------------------------------------
 
 
-def uniform_time(schedule: NoiseSchedule, n: int, *, to_zero: bool = True) -> Levels:
+def uniform_time(schedule: NoiseSchedule, n: int, *, to_zero: bool = True, lam_min: float | None = None) -> Levels:
     """Equal steps in the model's time, unrounded."""
-    return _in_time(schedule, n, to_zero, 1.0)
+    return _in_time(schedule, n, to_zero, lam_min, 1.0)
 
 
-def quadratic(schedule: NoiseSchedule, n: int, *, to_zero: bool = True) -> Levels:
+def quadratic(schedule: NoiseSchedule, n: int, *, to_zero: bool = True, lam_min: float | None = None) -> Levels:
     """Equal steps in sqrt(t): "time_quadratic" of the official DPM-Solver code. t is the model's time; for discrete
     models (time + 1) / N as there, so that t > 0 at the cleanest level."""
-    return _in_time(schedule, n, to_zero, 2.0)
+    return _in_time(schedule, n, to_zero, lam_min, 2.0)
 
 
-def _in_time(schedule: NoiseSchedule, n: int, to_zero: bool, power: float) -> Levels:
+def _in_time(schedule: NoiseSchedule, n: int, to_zero: bool, lam_min: float | None, power: float) -> Levels:
     """Nodes at equal steps of t^(1/power); the ends are the schedule's own levels."""
     zero = 1.0 if isinstance(schedule, DiscreteVP) and power != 1.0 else 0.0
-    top, bottom = schedule.noisiest, schedule.cleanest
-    a, b = ((float(level.time) + zero) ** (1.0 / power) for level in (top, bottom))
+    first, lam, _ = _ends(schedule, lam_min)
+    start = float(first.time) if lam_min is None or lam != lam_min else schedule.time_of(lam_min)
+    a, b = ((time + zero) ** (1.0 / power) for time in (start, float(schedule.cleanest.time)))
     inner = [schedule.level((a + (b - a) * f) ** power - zero) for f in _ramp(n, to_zero)[1:-1]]
-    return _from_nodes(schedule, n, top, inner, to_zero)
+    return _from_nodes(schedule, n, first, inner, to_zero)
 
 
 def linspace(schedule: NoiseSchedule, n: int) -> Levels:
