@@ -142,7 +142,7 @@ class DiscreteVP:
     def cosine(cls, n: int = 1000, *, max_beta: float = 0.999) -> DiscreteVP:
         """Improved DDPM's schedule ("squaredcos_cap_v2"): alpha_i^2 = f(i + 1) / f(0) with f(i) = cos^2((i / n + s) /
         (1 + s) pi / 2), s = 0.008, and every beta at most `max_beta`. Its top is extreme, lam = -9.9 at n = 1000: give
-        lam-based grids ``lam_min=-5.1`` (see grids). Source: Nichol, Dhariwal 2021, arXiv:2102.09672, equation 17.
+        grids ``lam_min=-5.1`` (see there). Source: Nichol, Dhariwal 2021, arXiv:2102.09672, equation 17.
         """
         f = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2.0) ** 2 for i in range(n + 1)]
         return cls.from_betas([min(1.0 - q / p, max_beta) for p, q in zip(f, f[1:], strict=False)])
