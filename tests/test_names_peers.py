@@ -31,7 +31,7 @@ from fewstep.samplers.solver_config import solver_of
 
 from .problems import Mixture
 
-TOLERANCE = 1e-6  # over the whole trajectory; some peers compute in float32 whatever they are given
+TOLERANCE = 1e-5  # relative, over the whole trajectory of schedulers that cast to float32
 STEPS = 10
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LATENTS = torch.randn((1, 4, 8, 8), dtype=torch.float64, generator=torch.Generator().manual_seed(7))
@@ -42,7 +42,24 @@ OPTIONS = {  # beside those that the table names
     "algorithm_type=dpmsolver": {"final_sigmas_type": "sigma_min"},
 }
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-CLAIMED = [alias for alias in DIFFUSERS if alias.exact in (SAME, TRUE_ORDER)]
+FLOAT64 = {
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+}  # compute in what they are given
+
+
+def claims(steps: int):
+    """The rows that claim the same rule of this many steps."""
+    for alias in DIFFUSERS:
+        if alias.exact == SAME and (steps < 15 or "15 steps" not in alias.note):
+            yield alias, steps
+        elif alias.exact == TRUE_ORDER and steps < 15:  # beyond, theirs keeps its order to the last step but one
+            yield alias, steps
 
 
 @dataclass(frozen=True)
@@ -167,13 +184,13 @@ def difference(peer, solver, levels, monkeypatch) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("alias", CLAIMED, ids=lambda alias: alias.theirs)
-def test_the_same(alias, monkeypatch):
-    peer = peer_of(alias.theirs)
+@pytest.mark.parametrize(("alias", "steps"), [*claims(10), *claims(20)], ids=lambda v: getattr(v, "theirs", v))
+def test_the_same(alias, steps, monkeypatch):
+    peer = peer_of(alias.theirs, steps)
     solver = AS_RELEASED[alias.theirs] if alias.exact == TRUE_ORDER else solver_of(alias.ours)
     value = difference(peer, solver, levels_of(peer), monkeypatch)
-    print(f"{alias.theirs}: {value:.1e}")
-    assert value <= TOLERANCE
+    print(f"{alias.theirs}, {steps} steps: {value:.1e}")
+    assert value <= (1e-12 if type(peer).__name__ in FLOAT64 else TOLERANCE)
 
 
 @pytest.mark.parametrize("alias", [alias for alias in DIFFUSERS if alias.exact == GRID_DIFFERS], ids=lambda a: a.theirs)
@@ -186,7 +203,7 @@ def test_the_same_on_our_nodes(alias, monkeypatch):
     peer.sigmas = torch.tensor([v.sigma / v.alpha for v in nodes] + [0.0], dtype=torch.float64)
     value = difference(peer, solver, levels, monkeypatch)
     print(f"{alias.theirs}: {value:.1e}")
-    assert value <= TOLERANCE
+    assert value <= (1e-12 if type(peer).__name__ in FLOAT64 else TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +217,7 @@ def test_the_same_on_our_nodes(alias, monkeypatch):
 )
 def test_what_is_not_the_same_is_told_apart(theirs, ours, monkeypatch):
     peer = peer_of(theirs)
-    assert difference(peer, solver_of(ours), levels_of(peer), monkeypatch) > 500 * TOLERANCE
+    assert difference(peer, solver_of(ours), levels_of(peer), monkeypatch) > 50 * TOLERANCE
 
 
 def test_every_class_of_the_table_is_one_of_diffusers():
