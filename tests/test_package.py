@@ -32,7 +32,7 @@ LAYERS = {
     "guidance": {"samplers", "kernels"},
     "inverse": {"guidance", "samplers", "kernels"},
     "models": {"samplers", "kernels", "files"},
-    "cli": {"inverse", "guidance", "samplers", "kernels", "models", "names", "files"},
+    "cli": {"inverse", "guidance", "samplers", "kernels", "models", "names", "aliases", "files"},
     "benchmarks": {"inverse", "guidance", "samplers", "kernels", "models", "cli"},
 }
 DIFFUSERS_HOMES = (
