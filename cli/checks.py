@@ -13,8 +13,10 @@ from ..errors import ConfigError
 
 EXAMPLE = 'fewstep sample "a red circle above a blue square"'
 DTYPES = ("float32", "float16", "bfloat16")
+OFFLOADS = ("model",)
 FORMATS = ("human", "json")
 MAX_STEPS = 10_000
+MAX_NFE = 1_000_000
 MAX_IMAGES = 10_000
 MAX_BATCH = 1_024
 MAX_SIDE = 8_192
@@ -48,6 +50,14 @@ def whole(option: str, value: int, low: int, high: int) -> int:
 def scale(value: float | None) -> float | None:
     if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1000.0):
         raise ConfigError(f"--guidance-scale must be a number from 0 to 1000 (1 = no guidance), got {value}")
+    return value
+
+
+def strength(value: float | None) -> float | None:
+    if value is not None and not 0.0 < value <= 1.0:  # true for NaN
+        raise ConfigError(
+            f"--strength must be a number above 0 and at most 1 (1: nothing of the picture stays), got {value}"
+        )
     return value
 
 

@@ -34,8 +34,11 @@ class InitImage:
         return {"sha256": self.sha256}
 
     def open(self) -> Image:
-        """The picture in RGB, upright."""
-        return _decoded(_bytes_of(self.location), self.location)
+        """The picture in RGB, upright. ConfigError if the file has changed since it was found."""
+        data = _bytes_of(self.location)
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise ConfigError(f"--init-image {Path(self.location).name!r} has changed while the model was loading")
+        return _decoded(data, self.location)
 
 
 def find_image(location: str) -> InitImage:

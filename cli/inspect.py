@@ -67,7 +67,7 @@ def _print(file: str, fields: dict[str, Any], *, first: bool) -> None:
 
 def describe(fields: dict[str, Any]) -> dict[str, str]:
     """The record in words, one line a fact."""
-    from .record import versions
+    from . import record
 
     model, batch, made_with = fields["model"], fields["batch"], fields["versions"]
     marks = [model["kind"], *(model[key] for key in ("variant", "revision", "fingerprint") if key in model)]
@@ -76,11 +76,12 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
         "negative": fields["negative_prompt"] if fields["negative_prompt"] is not None else "-",
         "model": f"{model['name']} ({', '.join(marks)})",
         "size": f"{fields['width']}x{fields['height']}",
+        **_of_files(fields),
         "solver": f"{fields['solver']}, schedule {fields['schedule']}, {fields['steps']} steps",
-        "cost": f"{fields['evaluations']} evaluations, NFE {fields['nfe']}",
+        "cost": f"{fields['evaluations']} evaluations, NFE {fields['nfe']}{_budget(fields)}",
         "scale": f"{fields['guidance_scale']:g}",
         "seed": str(fields["seed"]),
-        "precision": f"{fields['dtype']} on {fields['device']}",
+        "precision": f"{fields['dtype']} on {fields['device']}{', offloaded' if 'offload' in fields else ''}",
         "versions": ", ".join(f"{name} {number}" for name, number in made_with.items()),
     }
     if batch["size"] > 1:
@@ -88,9 +89,31 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
             f"picture {batch['row'] + 1} of {batch['size']} computed together, which the command makes again; "
             f"alone (--seed {fields['seed']} --batch-size 1) its last bits may differ"
         )
-    if model["kind"] in ("folder", "file"):
-        lines["note"] = f"{model['name']} is a local {model['kind']}: put its path into the command"
-    changed = [name for name, number in versions().items() if name in made_with and made_with[name] != number]
+    missing = [f"the local {model['kind']} {model['name']}"] if model["kind"] in ("folder", "file") else []
+    missing += [f"the LoRA {lora['name']}" for lora in fields.get("loras", ())]
+    missing += [f"the table {fields['table']['name']}"] if "table" in fields else []
+    missing += [f"the picture {record.image_name(fields)}"] if "init_image" in fields else []
+    if missing:
+        lines["note"] = f"put the path of {', of '.join(missing)} into the command"
+    changed = [name for name, number in record.versions().items() if name in made_with and made_with[name] != number]
     if changed:
         lines["changed"] = f"{', '.join(changed)} here are of other versions, so pixels may differ slightly"
     return lines
+
+
+def _of_files(fields: dict[str, Any]) -> dict[str, str]:
+    """The files that a run was given, by digest."""
+    lines = {}
+    if "loras" in fields:
+        shown = [f"{lora['name']} (weight {lora['weight']:g}, sha256 {lora['sha256']})" for lora in fields["loras"]]
+        lines["lora"] = ", ".join(shown)
+    if "init_image" in fields:
+        strength = f"strength {fields['strength']:g}, " if "strength" in fields else ""
+        lines["start"] = f"from a picture ({strength}sha256 {fields['init_image']['sha256']})"
+    if "table" in fields:
+        lines["table"] = f"{fields['table']['name']} ({fields['table']['digest']})"
+    return lines
+
+
+def _budget(fields: dict[str, Any]) -> str:
+    return f" of {fields['budget']} allowed" if "budget" in fields else ""

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ConfigError, FewstepError, IncompatibleError
 from . import inspect, sample, table
+from .config import ConfiguredCommand
 from .console import complain, emit, explain_os_error, printable, silence_stdout
 from .help import SectionedCommand, usage_line
 
@@ -53,7 +54,7 @@ def _root(
     """Options of no command."""
 
 
-app.command("sample", cls=SectionedCommand, epilog=sample.EXAMPLES)(sample.sample)
+app.command("sample", cls=ConfiguredCommand, epilog=sample.EXAMPLES)(sample.sample)
 app.command("table", cls=SectionedCommand, epilog=table.EXAMPLES)(table.table)
 app.command("inspect", cls=SectionedCommand, epilog=inspect.EXAMPLES)(inspect.inspect)
 

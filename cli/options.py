@@ -9,7 +9,10 @@ import typer
 
 from ..models import EMBEDDED
 from ..names import GRID_NAMES, SOLVER_NAMES
-from .checks import DTYPES, FORMATS
+from .checks import DTYPES, FORMATS, OFFLOADS
+from .config import use_config
+from .how import DEFAULT_SCHEDULE, DEFAULT_SOLVER, DEFAULT_STEPS
+from .settings import DEFAULT_STRENGTH
 
 _WHAT, _HOW, _MODEL, _OUT, _TALK = "What to make", "How to sample", "Model", "Output", "What is printed"
 
@@ -40,8 +43,10 @@ def _option(
     among: Sequence[str] = (),
     shown: bool = True,
     parser: Callable[[str], Any] | None = None,
+    callback: Callable[..., Any] | None = None,
 ) -> Any:
-    """among: what shell completion offers.       shown: whether the help page shows the default."""
+    """callback: called first, before the other options are read.
+    among: what shell completion offers.       shown: whether the help page shows the default."""
 
     def matches(incomplete: str) -> list[str]:
         return [name for name in among if name.startswith(incomplete)]
@@ -53,6 +58,8 @@ def _option(
         autocompletion=matches if among else None,
         show_default=shown,
         parser=parser,
+        callback=callback,
+        is_eager=callback is not None,
         rich_help_panel=section,
     )
 
@@ -72,11 +79,52 @@ _height = _option(
 _width = _option(
     _WHAT, "--width", "-W", metavar="PIXELS", parser=_whole, help="Default: what the model was trained at."
 )
-_solver = _option(_HOW, "--solver", metavar="NAME", among=SOLVER_NAMES, help=f"Update rule: {', '.join(SOLVER_NAMES)}.")
-_schedule = _option(
-    _HOW, "--schedule", metavar="NAME", among=GRID_NAMES, help=f"Noise levels: {', '.join(GRID_NAMES)}."
+_init_image = _option(
+    _WHAT, "--init-image", metavar="FILE", help="A picture to start from; it also gives the size, unless that is given."
 )
-_steps = _option(_HOW, "--steps", metavar="N", parser=_whole, help="Steps from noise to picture.")
+_strength = _option(
+    _WHAT,
+    "--strength",
+    metavar="S",
+    parser=_real,
+    help="With --init-image: how much of the noise schedule is run, in (0, 1]; 1 keeps nothing of the picture, small "
+    f"values nearly all. All --steps are run. [default: {DEFAULT_STRENGTH}]",
+)
+_table_strength = _option(
+    _HOW, "--strength", metavar="S", parser=_real, help="The table of a run that starts from a picture: see sample."
+)
+_solver = _option(
+    _HOW,
+    "--solver",
+    metavar="NAME[:KEY=VALUE,...]",
+    among=SOLVER_NAMES,
+    help=f"Update rule: {', '.join(SOLVER_NAMES)}; or as other programs call it, such as 'DPM++ 2M Karras'. "
+    f"[default: {DEFAULT_SOLVER}]",
+)
+_schedule = _option(
+    _HOW,
+    "--schedule",
+    metavar="NAME[:KEY=VALUE,...]",
+    among=GRID_NAMES,
+    help=f"Noise levels: {', '.join(GRID_NAMES)}. [default: {DEFAULT_SCHEDULE}, or what the solver's name says]",
+)
+_steps = _option(
+    _HOW,
+    "--steps",
+    metavar="N",
+    parser=_whole,
+    help=f"Steps from noise to picture. [default: {DEFAULT_STEPS}]",
+)
+_nfe = _option(
+    _HOW,
+    "--nfe",
+    metavar="N",
+    parser=_whole,
+    help="Instead of --steps: at most N network evaluations a picture. Guidance takes two for each of the solver's.",
+)
+_table = _option(
+    _HOW, "--table", metavar="FILE", help="Run exactly this table, which fewstep table --save has written."
+)
 _scale = _option(
     _HOW,
     "--guidance-scale",
@@ -100,6 +148,19 @@ _model = _option(
     among=tuple(EMBEDDED),
     help=f"Embedded model ({', '.join(EMBEDDED)}), diffusers folder, .safetensors file or hub id (owner/name).",
 )
+_lora = _option(
+    _MODEL,
+    "--lora",
+    metavar="PATH[:WEIGHT]",
+    help="A LoRA (.safetensors) to add to the model, with weight 1 unless given; may be repeated. Needs peft.",
+)
+_offload = _option(
+    _MODEL,
+    "--offload",
+    metavar="NAME",
+    among=OFFLOADS,
+    help="model: keep the model in the CPU's memory and move each part to the GPU while it is used.",
+)
 _variant = _option(_MODEL, "--variant", metavar="NAME", help="Weights of this variant, such as fp16.")
 _revision = _option(_MODEL, "--revision", metavar="REV", help="Branch, tag or commit of a hub model.")
 _dtype = _option(
@@ -114,6 +175,14 @@ _output = _option(
 _grid = _option(_OUT, "--grid", help="Also write one picture of all pictures.")
 _no_metadata = _option(_OUT, "--no-metadata", help="Write PNGs without prompt and settings in them.")
 _dry_run = _option(_OUT, "--dry-run", help="Check what can be checked without weights, say what would be done, stop.")
+_save = _option(_OUT, "--save", metavar="FILE", help="Also write the table to a .safetensors file for sample --table.")
+_config = _option(
+    _HOW,
+    "--config",
+    metavar="FILE",
+    callback=use_config,
+    help="Options from a TOML file, such as steps = 8. What the command line says has priority.",
+)
 _format = _option(_TALK, "--format", metavar="NAME", among=FORMATS, help=f"Of standard output: {' or '.join(FORMATS)}.")
 _quiet = _option(_TALK, "--quiet", "-q", help="Only errors and warnings on standard error.")
 _verbose = _option(_TALK, "--verbose", "-v", help="Also what other libraries say.")
@@ -127,9 +196,18 @@ NumImages = Annotated[int, _num_images]
 Seed = Annotated[int, _seed]
 Height = Annotated[int | None, _height]
 Width = Annotated[int | None, _width]
-Solver = Annotated[str, _solver]
-Schedule = Annotated[str, _schedule]
-Steps = Annotated[int, _steps]
+InitImage = Annotated[str | None, _init_image]
+Strength = Annotated[float | None, _strength]
+TableStrength = Annotated[float | None, _table_strength]
+Solver = Annotated[str | None, _solver]
+Schedule = Annotated[str | None, _schedule]
+Steps = Annotated[int | None, _steps]
+Nfe = Annotated[int | None, _nfe]
+Table = Annotated[str | None, _table]
+Lora = Annotated[list[str] | None, _lora]
+Offload = Annotated[str | None, _offload]
+Save = Annotated[str | None, _save]
+Config = Annotated[str | None, _config]
 Scale = Annotated[float | None, _scale]
 BatchSize = Annotated[int, _batch_size]
 Model = Annotated[str, _model]

@@ -19,20 +19,6 @@ __all__ = ["FORMAT", "KEY", "Resolved", "command", "parameters", "parse", "recor
 
 KEY = "fewstep"
 
-# How A1111 calls them.
-_SAMPLERS = {
-    "2m": "DPM++ 2M",
-    "3m": "DPM++ 3M",
-    "2s": "DPM++ 2S",
-    "unipc-2": "UniPC 2",
-    "unipc-3": "UniPC 3",
-    "heun": "Heun",
-    "euler": "Euler",
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "sde-2m": "DPM++ 2M SDE",
-}
-
 
 @dataclass(frozen=True)
 class Resolved:
@@ -40,6 +26,7 @@ class Resolved:
 
     height: int
     width: int
+    steps: int
     guidance_scale: float
     device: str
     evaluations: int
@@ -63,6 +50,7 @@ def record(settings: Settings, item: Item, batch: Sequence[Item], resolved: Reso
         **commit,
         "height": resolved.height,
         "width": resolved.width,
+        "steps": resolved.steps,
         "guidance_scale": resolved.guidance_scale,
         "device": resolved.device,
         "batch": together,
@@ -98,16 +86,24 @@ def parameters(fields: dict[str, Any]) -> str:
         lines.append(f"Negative prompt: {fields['negative_prompt']}")
     pairs = {
         "Steps": fields["steps"],
-        "Sampler": _SAMPLERS.get(fields["solver"], fields["solver"]),
+        "Sampler": sampler_name(fields["solver"]),
         "Schedule type": fields["schedule"].capitalize(),
         "CFG scale": f"{fields['guidance_scale']:g}",
         "Seed": fields["seed"],
         "Size": f"{fields['width']}x{fields['height']}",
+        **({"Denoising strength": f"{fields['strength']:g}"} if "strength" in fields else {}),
         "Model": fields["model"]["name"],
         "Version": f"fewstep {fields['versions'].get('fewstep', '')}".strip(),
     }
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
     return "\n".join(lines)
+
+
+def sampler_name(solver: str) -> str:
+    """What A1111 calls a solver that it has; else our own name."""
+    from ..aliases import A1111, ABSENT
+
+    return next((alias.theirs for alias in A1111 if alias.ours == solver and alias.exact != ABSENT), solver)
 
 
 def _quoted(value: str) -> str:
@@ -122,14 +118,27 @@ def command(fields: dict[str, Any]) -> list[str]:
     arguments += _pair("--revision", fields.get("commit", model.get("revision"))) + _pair(
         "--negative-prompt", fields["negative_prompt"]
     )
-    arguments += ["--solver", fields["solver"], "--schedule", fields["schedule"], "--steps", str(fields["steps"])]
+    arguments += [word for lora in fields.get("loras", ()) for word in ("--lora", f"{lora['name']}:{lora['weight']!r}")]
+    if "table" in fields:
+        arguments += ["--table", fields["table"]["name"]]
+    else:
+        arguments += ["--solver", fields["solver"], "--schedule", fields["schedule"], "--steps", str(fields["steps"])]
+    if "init_image" in fields:
+        arguments += ["--init-image", image_name(fields)]
+        arguments += _pair("--strength", repr(fields["strength"]) if "strength" in fields else None)
     arguments += ["--guidance-scale", repr(fields["guidance_scale"]), "--seed", str(seed)]
     arguments += ["--height", str(fields["height"]), "--width", str(fields["width"])]
     arguments += ["--dtype", fields["dtype"], "--device", fields["device"], "--batch-size", str(size)]
+    arguments += _pair("--offload", fields.get("offload"))
     prompts = batch["prompts"] if size > 1 else [fields["prompt"]]
     if any(prompt.startswith("-") for prompt in prompts):
         arguments.append("--")
     return ["fewstep", "sample", *arguments, *prompts]
+
+
+def image_name(fields: dict[str, Any]) -> str:
+    """A stand-in for the path of the picture that a run began with, which no record has."""
+    return f"IMAGE-{fields['init_image']['sha256'][:12]}"
 
 
 def _pair(option: str, value: str | None) -> list[str]:

@@ -30,6 +30,7 @@ def parse(text: str, name: str) -> dict[str, Any]:
         shown = ascii(found)[:22] if isinstance(found, str | int | float | None) else f"a {type(found).__name__}"
         raise ConfigError(f"{name} has metadata of format {shown}; this fewstep reads format {FORMAT}")
     wrong = [key for key, is_good in _FIELDS.items() if not is_good(fields.get(key))]
+    wrong += [key for key, is_good in _OPTIONAL.items() if key in fields and not is_good(fields[key])]
     if not wrong and not _is_batch(fields["batch"], fields):
         wrong = ["batch"]
     if not wrong and not (_is_plain(fields) and is_text(fields.get("commit", ""))):
@@ -82,6 +83,18 @@ def _is_batch(batch: dict[str, Any], fields: dict[str, Any]) -> bool:
     return is_whole(seed, 0, checks.MAX_SEED) and seed + row == fields["seed"] and prompts[row] == fields["prompt"]
 
 
+def _is_file(value: object, digest: str, *more: str) -> bool:
+    """A file by name and digest."""
+    if not (isinstance(value, dict) and {digest, *more} <= value.keys()):
+        return False
+    return bool(re.fullmatch(r"[0-9a-f]{16,64}", str(value[digest]))) and all(is_text(value[key]) for key in more)
+
+
+def _is_lora(value: Any) -> bool:
+    weight = value.get("weight") if _is_file(value, "sha256", "name") else None
+    return isinstance(weight, int | float) and not isinstance(weight, bool) and abs(weight) <= 100
+
+
 def _is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
     """Whether JSON can say it again: no 1e999, no half of a surrogate pair, no tower of brackets."""
     if isinstance(value, dict):
@@ -112,4 +125,12 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "evaluations": _whole(1, _MAX_EVALUATIONS),
     "nfe": _whole(1, _MAX_EVALUATIONS),
     "versions": lambda value: isinstance(value, dict) and all(map(is_text, value.values())),
+}
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "budget": _whole(1, checks.MAX_NFE),
+    "table": lambda value: _is_file(value, "digest", "name"),
+    "init_image": lambda value: _is_file(value, "sha256"),
+    "strength": lambda value: _is_scale(value) and 0 < value <= 1,
+    "loras": lambda value: isinstance(value, list) and 0 < len(value) <= 16 and all(map(_is_lora, value)),
+    "offload": lambda value: value in checks.OFFLOADS,
 }

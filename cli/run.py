@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, FewstepError, NumericsError
+from ..errors import FewstepError, NumericsError
 from ..files import write_atomic
 from . import output, png, record
 from .console import Console, emit
-from .model_ref import ModelRef
+from .load import Model, broken, load
 from .settings import Item, Settings
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..guidance.sampling import Sampled
-    from ..samplers import Table
-    from ..samplers.backbones import Backbone
 
 
 @dataclass
@@ -42,18 +37,6 @@ class Outcome:
         if not self.failed:
             return 0
         return 3 if self.lines else 1
-
-
-@dataclass(frozen=True)
-class Model:
-    """A loaded model and what it makes of the settings."""
-
-    backbone: Backbone
-    height: int
-    width: int
-    scale: float
-    evaluations: int
-    commit: str | None
 
 
 def run(settings: Settings, target: output.Target, console: Console, *, paths: bool) -> Outcome:
@@ -87,105 +70,6 @@ def _prepare(settings: Settings, target: output.Target, console: Console, outcom
     return model
 
 
-def load(settings: Settings, console: Console) -> Model:
-    """The model, after every check that needs no weights."""
-    ref = settings.model
-    hub = " (from the hub where it is not in the cache; --verbose shows the download)" if ref.kind == "hub" else ""
-    console.note(f"loading {ref.name} ...{hub}")
-    from ..samplers.backbones import load_backbone
-
-    device, table = plan(settings)
-    console.hush_loaded()
-    with _broken(ref):
-        backbone = load_backbone(
-            ref.location, dtype=settings.dtype, device=device, variant=ref.variant, revision=ref.revision
-        )
-        height, width = backbone.default_size
-        height, width = settings.height or height, settings.width or width
-        backbone.check_size(height, width)
-    scale = settings.guidance_scale
-    if scale is None:
-        scale = ref.default_scale if ref.default_scale is not None else backbone.default_guidance_scale
-    _warn_of_long_prompts(settings, backbone, console)
-    console.detail(
-        f"{backbone.family} on {backbone.device}, {settings.dtype}, {width}x{height}, guidance scale {scale:g}, "
-        f"{table.evaluations} evaluations a picture: {table.solver}"
-    )
-    return Model(backbone, height, width, float(scale), table.evaluations, _commit(ref))
-
-
-def plan(settings: Settings) -> tuple[str, Table]:
-    """(device, table): every check that needs torch, or a scheduler config from the hub, but no weights."""
-    import torch
-
-    from ..kernels import choice
-    from ..samplers.backbones import check_device, check_model
-
-    device = resolve_device(settings.device)
-    check_device(device)
-    choice.use_triton(torch.device(device))  # raises where FEWSTEP_KERNELS asks for what cannot be
-    check_model(settings.model.location)
-    return device, trace_of(settings.model, settings.solver, settings.schedule, settings.steps)
-
-
-def trace_of(ref: ModelRef, solver: str, schedule: str, steps: int) -> Table:
-    """The table of a run, from the model's scheduler config."""
-    from ..guidance.sampling import levels_of
-    from ..samplers import SOLVERS, trace
-    from ..samplers.backbones import read_schedule
-
-    with _broken(ref):
-        noise, _ = read_schedule(ref.location, revision=ref.revision)
-        return trace(SOLVERS[solver](), levels_of(schedule, steps, noise), noise)
-
-
-@contextmanager
-def _broken(ref: ModelRef) -> Iterator[None]:
-    """What a config with wrong values makes Python raise is bad input; torch's RuntimeError is a failure."""
-    try:
-        yield
-    except FewstepError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"the model {ref.name} cannot be used, as if a config of it is wrong: {what[:300]}"
-        ) from error
-
-
-def _commit(ref: ModelRef) -> str | None:
-    """Which commit of a hub model was loaded: a branch moves, a commit does not."""
-    if ref.kind != "hub":
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(ref.location, "model_index.json", revision=ref.revision)
-    name = Path(path).parent.name if isinstance(path, str) else ""
-    return name if re.fullmatch(r"[0-9a-f]{40}", name) else None
-
-
-def resolve_device(device: str) -> str:
-    """The device that "auto" means: the first CUDA device where there is one."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _warn_of_long_prompts(settings: Settings, backbone: Any, console: Console) -> None:
-    """Text encoders cut a prompt that is too long, silently."""
-    tokenizer = getattr(getattr(backbone, "pipe", None), "tokenizer", None)
-    limit = getattr(tokenizer, "model_max_length", None)
-    if tokenizer is None or not isinstance(limit, int) or limit > 100_000:
-        return
-    for prompt in dict.fromkeys([*settings.prompts, settings.negative_prompt or ""]):
-        tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
-        if tokens > limit:
-            short = prompt if len(prompt) <= 50 else prompt[:47] + "..."
-            console.warn(f"{short!r} has {tokens} tokens and this model reads {limit}: the rest is ignored")
-
-
 def _batches(
     settings: Settings,
     target: output.Target,
@@ -196,7 +80,7 @@ def _batches(
     paths: bool,
 ) -> None:
     start = time.perf_counter()
-    with console.progress(len(todo) * model.evaluations if model else 0) as bar:
+    with console.progress(len(todo) * model.table.evaluations if model else 0) as bar:
         for batch in settings.batches:
             if model is not None and any(item.index not in outcome.lines for item in batch):
                 _describe(bar, batch, settings.total)
@@ -230,6 +114,7 @@ def _make(
     resolved = record.Resolved(
         height=model.height,
         width=model.width,
+        steps=model.steps,
         guidance_scale=model.scale,
         device=model.backbone.device.type,
         evaluations=sampled.report.evaluations,
@@ -250,7 +135,6 @@ def _make(
 
 def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) -> Sampled:
     from ..guidance.sampling import sample
-    from ..samplers import SOLVERS
 
     negative = settings.negative_prompt
 
@@ -258,14 +142,13 @@ def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) 
         bar.update(1)
 
     try:
-        with _broken(settings.model):
+        with broken(settings.model):
             return sample(
                 model.backbone,
                 [item.prompt for item in batch],
                 negative_prompts=None if negative is None else [negative] * len(batch),
-                solver=SOLVERS[settings.solver](),
-                steps=settings.steps,
-                grid=settings.schedule,
+                table=model.table,
+                init_images=model.pixels,
                 guidance_scale=model.scale,
                 seeds=[item.seed for item in batch],
                 height=model.height,

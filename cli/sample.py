@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from . import checks, options
 from .console import Console, emit
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..samplers import Table
 
 EXAMPLES = """\b
 Examples:
   fewstep sample "a red circle above a blue square"
   fewstep sample "a green star" "a blue star" --num-images 4 --grid -o stars
   fewstep sample "a photo of a fox" -m stabilityai/stable-diffusion-xl-base-1.0 --dtype float16
-  fewstep sample --prompt-file prompts.txt --solver unipc-2 --steps 8 -g 5
+  fewstep sample --prompt-file prompts.txt --solver unipc-2 --nfe 16 -g 5
+  fewstep sample "a red circle" --init-image drawing.png --strength 0.6
 
 \b
 Paths of the pictures go to standard output, everything else to standard error.
@@ -30,16 +35,23 @@ def sample(
     seed: options.Seed = 0,
     height: options.Height = None,
     width: options.Width = None,
-    solver: options.Solver = "2m",
-    schedule: options.Schedule = "lambda",
-    steps: options.Steps = 10,
+    init_image: options.InitImage = None,
+    strength: options.Strength = None,
+    solver: options.Solver = None,
+    schedule: options.Schedule = None,
+    steps: options.Steps = None,
+    nfe: options.Nfe = None,
+    table: options.Table = None,
     guidance_scale: options.Scale = None,
     batch_size: options.BatchSize = 1,
+    config: options.Config = None,
     model: options.Model = "tiny-sd",
+    lora: options.Lora = None,
     variant: options.Variant = None,
     revision: options.Revision = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
+    offload: options.Offload = None,
     output: options.Output = None,
     grid: options.Grid = False,
     no_metadata: options.NoMetadata = False,
@@ -50,53 +62,88 @@ def sample(
     debug: options.Debug = False,
 ) -> int:
     """Make pictures from prompts."""
+    from .how import choose
+    from .init_image import find_image
+    from .lora_ref import find_loras
     from .model_ref import find_model
     from .output import find_target
 
     checks.one_of("--format", format, checks.FORMATS)
     prompts = checks.prompts(prompt, prompt_file)
+    how = choose(solver, schedule, steps, nfe, table)
     settings = Settings(
-        find_model(model, variant, revision), prompts, negative_prompt, solver, schedule,
-        steps, guidance_scale, seed, num_images, batch_size, height, width, dtype, device, not no_metadata,
+        find_model(model, variant, revision), prompts, negative_prompt, how.solver, how.schedule,
+        how.steps, guidance_scale, seed, num_images, batch_size, height, width, dtype, device, not no_metadata,
+        how.nfe, how.table, None if init_image is None else find_image(init_image), strength, find_loras(lora), offload,
     ).check()  # fmt: skip
     target = find_target(output, settings, grid)
+    console = Console(quiet, verbose)
     if dry_run:
-        return _dry_run(settings, target, grid, format, Console(quiet, verbose))
-    return _run(settings, target, grid, format, Console(quiet, verbose))
+        return _dry_run(settings, target, grid, format, console, how.notes)
+    for note in how.notes:
+        console.note(note)
+    return _run(settings, target, grid, format, console)
 
 
-def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: Console) -> int:
+def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: Console, notes: Sequence[str]) -> int:
+    from .load import plan, steps_of
     from .output import check_grid, finished
-    from .run import plan
+    from .table_ref import digest_of
 
     kept = finished(target, settings)
     if grid:
         check_grid(target)
     with console.hushed():
-        evaluations = plan(settings)[1].evaluations
+        from ..samplers.table_file import encode
+
+        table = plan(settings)[1]
+        digest = digest_of(encode(table))
+    for note in notes:
+        console.note(note)
     files = [str(target.path(item)) for item in settings.items]
     if format == "json":
         images = [
             {"file": file, "index": item.index, "prompt": item.prompt, "seed": item.seed, "there": item.index in kept}
             for file, item in zip(files, settings.items, strict=True)
         ]
-        emit(json.dumps({"dry_run": True, "run": settings.run, "evaluations": evaluations, "images": images}))
+        found = {"dry_run": True, "run": settings.run, "evaluations": table.evaluations, "steps": steps_of(table)}
+        emit(json.dumps({**found, **settings.extras(), "table": digest, "images": images}))
         return 0
-    scale = settings.guidance_scale if settings.guidance_scale is not None else settings.model.default_scale
-    size = [str(side) if side else "default" for side in (settings.width, settings.height)]
-    emit(f"model      {settings.model.name} ({settings.model.kind}), {settings.dtype} on {settings.device}")
-    emit(
-        f"sampling   {settings.solver}, schedule {settings.schedule}, {settings.steps} steps = "
-        f"{evaluations} evaluations, guidance scale {'default' if scale is None else f'{scale:g}'}"
-    )
-    emit(
-        f"pictures   {settings.total} of {' x '.join(size)} pixels, seeds {settings.seed} to "
-        f"{settings.items[-1].seed}, batches of {settings.batch_size}; {len(kept)} are there already"
-    )
+    for name, text in _described(settings, table, digest, len(kept)).items():
+        emit(f"{name:<10} {text}")
     middle = ["..."] if len(files) > 6 else []
     for file in [*files[:5], *middle, *files[5:][-1:], *([str(target.grid)] if grid else [])]:
         emit(f"           {file}")
     return 0
+
+
+def _described(settings: Settings, table: Table, digest: str, kept: int) -> dict[str, str]:
+    """What a run would do, in words."""
+    from .load import budget_line, steps_of
+
+    scale = settings.guidance_scale if settings.guidance_scale is not None else settings.model.default_scale
+    offload = "" if settings.offload is None else ", offloaded"
+    lines = {"model": f"{settings.model.name} ({settings.model.kind}), {settings.dtype} on {settings.device}{offload}"}
+    for lora in settings.loras:
+        lines["lora" if "lora" not in lines else f"lora {len(lines)}"] = f"{lora.name}, weight {lora.weight:g}"
+    lines["sampling"] = (
+        f"{settings.solver}, schedule {settings.schedule}, {steps_of(table)} steps = {table.evaluations} evaluations, "
+        f"guidance scale {'default' if scale is None else f'{scale:g}'}"
+    )
+    if settings.nfe is not None:
+        lines["budget"] = budget_line(settings, table)
+    lines["table"] = digest if settings.table is None else f"{digest}, from {settings.table.name}"
+    size = [str(side) if side else "default" for side in (settings.width, settings.height)]
+    if settings.init_image is not None:
+        width, height = settings.init_image.size
+        share = "" if settings.table else f", strength {settings.share:g}"
+        lines["start"] = f"from a picture of {width}x{height}{share}: noise at time {float(table.plan.nodes[0].time):g}"
+        size = ["its size" if side == "default" else side for side in size]
+    lines["pictures"] = (
+        f"{settings.total} of {' x '.join(size)} pixels, seeds {settings.seed} to "
+        f"{settings.items[-1].seed}, batches of {settings.batch_size}; {kept} are there already"
+    )
+    return lines
 
 
 def _run(settings: Settings, target: Any, grid: bool, format: str, console: Console) -> int:
@@ -141,7 +188,8 @@ def _report(settings: Settings, target: Any, outcome: Any, sheet: str | None) ->
         "model": settings.model.identity(),
         "solver": settings.solver,
         "schedule": settings.schedule,
-        "steps": settings.steps,
+        "steps": next((line["steps"] for line in outcome.lines.values()), settings.steps),
+        **settings.extras(),
         "images": images,
         "grid": sheet,
         "seconds": {"loading": round(outcome.loading, 3), "sampling": round(outcome.sampling, 3)},

@@ -9,9 +9,13 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import ConfigError
-from ..names import GRID_NAMES, SOLVER_NAMES
 from . import checks
+from .init_image import InitImage
+from .lora_ref import LoraRef
 from .model_ref import ModelRef, check_size
+from .table_ref import TableRef
+
+DEFAULT_STRENGTH = 0.8
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Settings:
-    """What determines the pictures of a run. Picture k is of prompt k // num_images, with seed + k."""
+    """What determines the pictures of a run. Picture k is of prompt k // num_images, with seed + k.
+
+    steps: None for a budget, `nfe`, which finds them.       table: of its own solver and steps; schedule is "table".
+    """
 
     model: ModelRef
     prompts: tuple[str, ...]
     negative_prompt: str | None = None
     solver: str = "2m"
     schedule: str = "lambda"
-    steps: int = 10
+    steps: int | None = 10
     guidance_scale: float | None = None
     seed: int = 0
     num_images: int = 1
@@ -42,13 +49,17 @@ class Settings:
     dtype: str = "float32"
     device: str = "auto"
     metadata: bool = True
+    nfe: int | None = None
+    table: TableRef | None = None
+    init_image: InitImage | None = None
+    strength: float | None = None
+    loras: tuple[LoraRef, ...] = ()
+    offload: str | None = None
 
     def check(self) -> Settings:
         """Itself, or ConfigError."""
-        checks.one_of("--solver", self.solver, SOLVER_NAMES)
-        checks.one_of("--schedule", self.schedule, GRID_NAMES)
-        checks.whole("--steps", self.steps, 1, checks.MAX_STEPS)
         checks.scale(self.guidance_scale)
+        self._check_strength()
         checks.whole("--num-images", self.num_images, 1, checks.MAX_IMAGES)
         checks.whole("--batch-size", self.batch_size, 1, checks.MAX_BATCH)
         if self.total > checks.MAX_IMAGES:
@@ -64,6 +75,10 @@ class Settings:
         check_size(self.model, self.height, self.width)
         checks.one_of("--dtype", self.dtype, checks.DTYPES)
         checks.device(self.device)
+        if self.offload is not None:
+            checks.one_of("--offload", self.offload, checks.OFFLOADS)
+            if self.device == "cpu":
+                raise ConfigError("--offload model keeps parts of a model off the GPU; with --device cpu leave it out")
         together = max(sum(len(item.prompt) for item in batch) for batch in self.batches)
         if together > checks.MAX_BATCH_TEXT:
             raise ConfigError(
@@ -75,6 +90,27 @@ class Settings:
         if self.model.kind == "embedded":
             checks.embedded_words(self.model.name, [*self.prompts, self.negative_prompt or ""])
         return self
+
+    def _check_strength(self) -> None:
+        checks.strength(self.strength)
+        if self.strength is not None and self.init_image is None:
+            raise ConfigError("--strength belongs to --init-image, and there is none")
+        if self.strength is not None and self.table is not None:
+            raise ConfigError("--strength chooses the first noise level, and a table has its own: leave one of the two "
+                              "out (fewstep table --strength S --save FILE makes a table for it)")  # fmt: skip
+
+    @property
+    def share(self) -> float:
+        """The part of the noise schedule that is run; a table has its own levels."""
+        if self.init_image is None or self.table is not None:
+            return 1.0
+        return DEFAULT_STRENGTH if self.strength is None else self.strength
+
+    @property
+    def branches(self) -> int:
+        """Network rows that an evaluation takes for each picture, as far as is known before the model is."""
+        scale = self.model.default_scale if self.guidance_scale is None else self.guidance_scale
+        return 1 if scale in (0.0, 1.0) else 2
 
     @property
     def total(self) -> int:
@@ -93,9 +129,21 @@ class Settings:
     @cached_property
     def run(self) -> str:
         """Names the run: equal for equal settings, whatever machine or version."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
-        text = json.dumps({**plain, "model": self.model.identity()}, sort_keys=True)
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _APART}
+        text = json.dumps({**plain, **self.extras(), "model": self.model.identity()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def extras(self) -> dict[str, Any]:
+        """The settings that few runs have, for the metadata; a run without them is called as it always was."""
+        found = {
+            "budget": self.nfe,
+            "table": self.table and self.table.identity(),
+            "init_image": self.init_image and self.init_image.identity(),
+            "strength": self.share if self.init_image and not self.table else None,
+            "loras": [lora.identity() for lora in self.loras] or None,
+            "offload": self.offload,
+        }
+        return {key: value for key, value in found.items() if value is not None}
 
     def expected(self, item: Item) -> dict[str, Any]:
         """What the metadata of a picture of this run says, as far as it is known before the model is loaded."""
@@ -107,9 +155,17 @@ class Settings:
             "negative_prompt": self.negative_prompt,
             "solver": self.solver,
             "schedule": self.schedule,
-            "steps": self.steps,
             "seed": item.seed,
             "dtype": self.dtype,
+            **self.extras(),
         }
-        known = {"guidance_scale": self.guidance_scale, "height": self.height, "width": self.width}
+        known = {
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "height": self.height,
+            "width": self.width,
+        }
         return fields | {key: value for key, value in known.items() if value is not None}
+
+
+_APART = ("model", "nfe", "table", "init_image", "strength", "loras", "offload")  # what `extras` says, and the model

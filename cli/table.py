@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..names import GRID_NAMES, SOLVER_NAMES
+from ..errors import ConfigError
+from ..files import write_atomic
 from . import checks, options
 from .console import Console, emit
 
@@ -18,6 +20,7 @@ Examples:
   fewstep table --solver 2m --steps 5
   fewstep table --solver unipc-3 --schedule karras -m stable-diffusion-v1-5/stable-diffusion-v1-5
   fewstep table --solver heun --format json
+  fewstep table --solver 3m --steps 6 --save my.safetensors
 
 \b
 Only the scheduler config of the model is read.
@@ -25,32 +28,81 @@ Only the scheduler config of the model is read.
 
 
 def table(
-    solver: options.Solver = "2m",
-    schedule: options.Schedule = "lambda",
-    steps: options.Steps = 10,
+    solver: options.Solver = None,
+    schedule: options.Schedule = None,
+    steps: options.Steps = None,
+    strength: options.TableStrength = None,
     model: options.Model = "tiny-sd",
     revision: options.Revision = None,
+    save: options.Save = None,
     format: options.Format = "human",
+    quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
     """Show the table of a run: its noise levels and coefficients."""
+    from .how import choose
+    from .load import schedule_of, trace_of
     from .model_ref import find_model
-    from .run import trace_of
+    from .table_ref import digest_of
 
     checks.one_of("--format", format, checks.FORMATS)
-    checks.one_of("--solver", solver, SOLVER_NAMES)
-    checks.one_of("--schedule", schedule, GRID_NAMES)
-    checks.whole("--steps", steps, 1, checks.MAX_STEPS)
+    how = choose(solver, schedule, steps)
+    checks.strength(strength)
     ref = find_model(model, None, revision)
-    with Console(verbose=verbose).hushed():
-        traced = trace_of(ref, solver, schedule, steps)
+    target = None if save is None else _writable(save)
+    console = Console(quiet, verbose)
+    with console.hushed():
+        from ..samplers.table_file import encode
+
+        traced = trace_of(ref, how.solver, how.schedule, how.steps, strength=1.0 if strength is None else strength)
+        data = encode(traced, {"parametrisation": schedule_of(ref)[1]})
+    for note in how.notes:
+        console.note(note)
+    digest = digest_of(data)
+    if target is not None:
+        _write(target, data)
+        console.note(f"{target} holds this table ({digest}): run it with fewstep sample --table {target.name}")
     if format == "human":
         emit(traced.explain())
     else:
-        head = {"model": ref.identity(), "solver": solver, "schedule": schedule, "steps": steps}
-        emit(json.dumps(head | as_json(traced), allow_nan=False))
+        head = {"model": ref.identity(), "solver": how.solver, "schedule": how.schedule, "steps": how.steps}
+        head |= {"digest": digest} | ({} if strength is None else {"strength": strength})
+        emit(json.dumps({**head, "file": None if target is None else str(target), **as_json(traced)}, allow_nan=False))
     return 0
+
+
+def _writable(save: str) -> Path:
+    """Where ``--save`` points. ConfigError unless a table may be written there."""
+    path = Path(save)
+    if path.suffix.lower() != ".safetensors" or "\0" in save:
+        raise ConfigError(f"--save {save!r}: a table is a .safetensors file; expected a name that ends so")
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            what = "it is a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
+            raise ConfigError(f"--save {save!r} cannot be written: {what}")
+        if path.exists():
+            _refuse_others(path)
+    except OSError as error:
+        raise ConfigError(f"--save {save[:80]!r} cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def _refuse_others(path: Path) -> None:
+    """An old table is replaced, since that is what naming it asks for; any other file is not."""
+    from .table_ref import find_table
+
+    try:
+        find_table(str(path))
+    except ConfigError:
+        raise ConfigError(f"{path} is in the way: it is no table; move it, or choose another --save") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomic(path, data)
+    except OSError as error:
+        raise ConfigError(f"--save {str(path)!r} cannot be written: {error.strerror or error}") from None
 
 
 def as_json(table: Table) -> dict[str, Any]:

@@ -7,20 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
-from ..samplers import GRIDS, DiscreteVP, Level, Levels, NoiseSchedule, Solver, Table, trace
+from ..samplers import DiscreteVP, Level, Levels, NoiseSchedule, Solver, Table, trace
 from ..samplers.grids import MAX_STEPS
+from ..samplers.solver_config import grid_of
 
 DEFAULT_STEPS = 10
 DEFAULT_GRID = "lambda"
 
 
 def levels_of(grid: str | Levels, steps: int, schedule: Any) -> Levels:
-    """The levels of a named grid, or the explicit ones as they are."""
+    """The levels of a named grid (see solver_config.grid_of), or the explicit ones as they are."""
     if not isinstance(grid, str):
         return grid
-    if grid not in GRIDS:
-        raise ConfigError(f"unknown schedule {grid!r}: expected one of {', '.join(GRIDS)}")
-    return GRIDS[grid](schedule, steps)
+    return grid_of(grid)(schedule, steps)
 
 
 def table_of(

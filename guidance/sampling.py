@@ -10,7 +10,7 @@ from ..samplers import DPMpp2M, Levels, NoiseTape, Report, Solver, Table, initia
 from ..samplers.backbones import backbone_of
 from ..samplers.engine import OnTick
 from ..samplers.noise import check_seed
-from ..samplers.solver_config import solver_of
+from ..samplers.solver_config import solver_and_grid
 from ..samplers.table import check_same_schedule
 from .cfg import CFG
 from .layout import DEFAULT_GRID, DEFAULT_STEPS, check_strength, levels_of, table_of
@@ -57,7 +57,8 @@ def sample(
 
     model: a diffusers pipeline of a supported family, or a Backbone (see samplers.backbones).
     negative_prompts: None for the model's own empty condition, or one, or one per prompt.
-    solver: default DPMpp2M(); or its name.       grid: a name of samplers.GRIDS, default "lambda", or explicit levels.
+    solver: default DPMpp2M(); or a name ("unipc-3", "DPM++ 2M Karras").       grid: a name of samplers.GRIDS, default
+    the one that the solver's name implies, else "lambda"; or explicit levels.
     steps: default 10.       nfe: in its place, a budget of network rows per image (two a tick with guidance); the
     largest number of steps within it is taken.       table: in place of solver, grid, steps and nfe.
     init_images: begin with these and not with noise alone; see pictures.batch_of_images. They are encoded to the mean
@@ -75,11 +76,12 @@ def sample(
     backbone: Backbone = model if hasattr(model, "latent_shape") else backbone_of(model)
     prompts, negative_prompts, seeds = _per_image(prompts, negative_prompts, seeds)
     guidance = CFG(backbone.default_guidance_scale if guidance_scale is None else guidance_scale)
-    grid = DEFAULT_GRID if grid is None and table is None else grid
-    strength = _strength(strength, init_images is not None, isinstance(grid, str))
+    named = table is None and (grid is None or isinstance(grid, str))
+    strength = _strength(strength, init_images is not None, named)
     if table is None:
+        rule, implied = solver_and_grid(DPMpp2M() if solver is None else solver)
         table = table_of(
-            backbone.schedule, solver_of(solver or DPMpp2M()), grid=grid or DEFAULT_GRID, steps=steps, nfe=nfe,
+            backbone.schedule, rule, grid=(implied or DEFAULT_GRID) if grid is None else grid, steps=steps, nfe=nfe,
             branches=len(guidance.branches(0, None)), strength=1.0 if strength is None else strength,
         )  # fmt: skip
     else:

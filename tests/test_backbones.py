@@ -253,7 +253,7 @@ def test_sizes_seeds_and_scales_are_checked():
         ({"guidance_scale": float("inf")}, "guidance scale"),
         ({"guidance_scale": -1.0}, "guidance scale"),
         ({"steps": 0}, "steps"),
-        ({"grid": "cosine"}, "unknown schedule"),
+        ({"grid": "cosine"}, "unknown grid"),
     ]:
         with pytest.raises(ConfigError, match=match):
             fewstep.sample(pipe, "x", **options)

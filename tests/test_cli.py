@@ -13,11 +13,13 @@ import typer
 from PIL import Image
 
 import fewstep.cli.run
-from fewstep.cli import checks, png, record
+from fewstep.cli import checks, how, png, record, settings
 from fewstep.cli.main import app
 from fewstep.errors import NumericsError
+from fewstep.guidance import layout, sampling
 from fewstep.names import GRID_NAMES, SOLVER_NAMES
 from fewstep.samplers import GRIDS, SOLVERS
+from fewstep.samplers.backbones import placement
 from fewstep.samplers.grids import MAX_STEPS
 from fewstep.samplers.noise import MAX_SEED
 
@@ -179,8 +181,12 @@ def test_help_of_all(cli):
 
 
 def test_names_and_limits_agree_with_the_library():
-    assert set(SOLVER_NAMES) == set(SOLVERS) == set(record._SAMPLERS) and set(GRID_NAMES) == set(GRIDS)
+    assert set(SOLVER_NAMES) == set(SOLVERS) and set(GRID_NAMES) == set(GRIDS)
     assert (checks.MAX_STEPS, checks.MAX_SEED) == (MAX_STEPS, MAX_SEED)
+    assert (settings.DEFAULT_STRENGTH, how.DEFAULT_STEPS, how.DEFAULT_SCHEDULE) == (
+        sampling.DEFAULT_STRENGTH, layout.DEFAULT_STEPS, layout.DEFAULT_GRID,
+    )  # fmt: skip
+    assert checks.OFFLOADS == placement.OFFLOADS
 
 
 @pytest.mark.parametrize("option", ["--sampler", "--scheduler"])
@@ -190,7 +196,7 @@ def test_ambiguous_names_are_refused(cli, option):
         assert code == 2 and "--solver" in err and "--schedule" in err and len(err.splitlines()) == 1
 
 
-NOT_YET = ("--lora", "--init-image", "--strength", "--nfe", "--guidance", "--table", "--offload", "--config")
+NOT_YET = ("--guidance",)
 
 
 @pytest.mark.parametrize("option", [*NOT_YET, "--stpes"])
@@ -207,9 +213,14 @@ REFUSED = {
     "-g nan": "--guidance-scale must be",
     "-g inf": "--guidance-scale must be",
     "-g -1": "--guidance-scale must be",
-    "--solver 2n": "did you mean 2",
-    "--solver dpmpp_2m": "did you mean 2m?",
-    "--schedule Kerras": "did you mean karras?",
+    "--solver 2n": "--solver: unknown solver '2n'",
+    "--solver karras": "'karras' is noise levels: --schedule karras",
+    "--solver sde-2m:eta=x": "eta",
+    "--solver sde-2m:etta=1": "etta",
+    "--solver adaptive-23": "from Python",
+    "--schedule Kerras": "did you mean 'Karras'?",
+    "--schedule euler": "'euler' is an update rule: --solver euler",
+    "--schedule karras:rho=-1": "rho must be",
     "--seed -1": "--seed must be",
     "--seed 9223372036854775808": "--seed must be",
     "--seed 9223372036854775807 --num-images 2": "beyond",

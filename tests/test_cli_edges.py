@@ -20,9 +20,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fewstep.cli import png, record, shell
+from fewstep.cli.load import _commit
 from fewstep.cli.main import main
 from fewstep.cli.model_ref import ModelRef
-from fewstep.cli.run import _commit
 from fewstep.errors import ConfigError
 from fewstep.models import embedded
 from fewstep.names import GRID_NAMES, SOLVER_NAMES

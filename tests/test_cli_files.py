@@ -127,9 +127,17 @@ def test_one_named_file(cli, model):
     assert code == 2 and "not made by fewstep" in err and Path("a.png").read_bytes() == b"holiday"
 
 
+@pytest.fixture
+def interruptible():
+    """A background job of a shell without job control inherits that SIGINT is ignored; Python then never raises it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("failure", ["interrupted", "disk full"])
 @pytest.mark.parametrize("named", [False, True])
-def test_nothing_half_written(cli, model, monkeypatch, failure, named):
+def test_nothing_half_written(cli, model, monkeypatch, interruptible, failure, named):
     real, count = os.fsync, 0
 
     def fsync(fd: int) -> None:

@@ -1,0 +1,103 @@
+"""How a run samples: solver, schedule, steps or budget, or a saved table. What contradicts is refused. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+from ..names import ADAPTIVE_NAMES, NamedSolver, resolve_grid, resolve_solver
+from . import checks
+from .table_ref import TableRef, find_table
+
+DEFAULT_SOLVER, DEFAULT_SCHEDULE, DEFAULT_STEPS = "2m", "lambda", 10
+
+
+class How(NamedTuple):
+    """solver: canonical, as in "sde-2m:eta=0.5".       schedule: likewise, or "table".       steps: None for a budget.
+
+    notes: what other programs' names became, for standard error.
+    """
+
+    solver: str
+    schedule: str
+    steps: int | None
+    nfe: int | None
+    table: TableRef | None
+    notes: tuple[str, ...] = ()
+
+
+def choose(
+    solver: str | None, schedule: str | None, steps: int | None, nfe: int | None = None, table: str | None = None
+) -> How:
+    """From the options as they were given; None for those that were not."""
+    if steps is not None:
+        checks.whole("--steps", steps, 1, checks.MAX_STEPS)
+    if nfe is not None:
+        checks.whole("--nfe", nfe, 1, checks.MAX_NFE)
+    if steps is not None and nfe is not None:
+        raise ConfigError("--steps and --nfe were both given: --nfe finds the number of steps itself, use one of them")
+    if table is not None:
+        return _of_table(find_table(table), solver=solver, schedule=schedule, steps=steps, nfe=nfe)
+    named = solver_named(DEFAULT_SOLVER if solver is None else solver)
+    notes = _notes(solver, named)
+    if schedule is not None:
+        grid = schedule_named(schedule)
+        if named.grid is not None and named.grid != grid:
+            notes += (f"--solver {solver!r} also names the schedule {named.grid}; --schedule {grid} is used",)
+    else:
+        grid = named.grid or DEFAULT_SCHEDULE
+    if named.solver.partition(":")[0] in ADAPTIVE_NAMES:
+        raise ConfigError(f"--solver {named.solver} chooses its steps while it runs, which the command line cannot do; "
+                          "from Python: fewstep.samplers.AdaptiveDPM")  # fmt: skip
+    return How(named.solver, grid, DEFAULT_STEPS if steps is None and nfe is None else steps, nfe, None, notes)
+
+
+def solver_named(text: str) -> NamedSolver:
+    """Our name of a solver, the schedule that the text implies, and how well they fit."""
+    try:
+        return resolve_solver(text)
+    except ConfigError as error:
+        other = _known(resolve_grid, text)
+        if other is not None:
+            raise ConfigError(f"--solver is the update rule; {text!r} is noise levels: --schedule {other[0]}") from None
+        raise ConfigError(f"--solver: {error}") from None
+
+
+def schedule_named(text: str) -> str:
+    """Our name of a schedule, with its ":key=value,..." if it has any."""
+    name, _, options = text.partition(":")
+    try:
+        grid = resolve_grid(name).grid
+    except ConfigError as error:
+        other = _known(resolve_solver, text)
+        if other is not None:
+            raise ConfigError(f"--schedule is the noise levels; {text!r} is an update rule: --solver {other[0]}") from None
+        raise ConfigError(f"--schedule: {error}") from None
+    return f"{grid}:{options.strip()}" if options.strip() else grid
+
+
+def _known(resolve: Callable[[str], tuple[Any, ...]], text: str) -> tuple[Any, ...] | None:
+    try:
+        return resolve(text)
+    except ConfigError:
+        return None
+
+
+def _notes(given: str | None, named: NamedSolver) -> tuple[str, ...]:
+    """A line where what was typed is another program's name."""
+    if given is None or (given.strip().lower() == named.solver and named.grid is None):
+        return ()
+    grid = f", schedule {named.grid}" if named.grid else ""
+    return (f"{given!r} is --solver {named.solver}{grid} here ({named.exact})",)
+
+
+def _of_table(ref: TableRef, *, solver: str | None, schedule: str | None, steps: int | None, nfe: int | None) -> How:
+    for option, value in (("--solver", solver), ("--schedule", schedule), ("--nfe", nfe)):
+        if value is not None:
+            raise ConfigError(f"{option} {value} and --table were both given: a table holds solver, schedule and steps "
+                              "already; leave one of the two out")  # fmt: skip
+    if steps is not None and steps != ref.steps:
+        raise ConfigError(f"--table {ref.name!r} has {ref.steps} steps, and --steps {steps} was given: leave --steps "
+                          f"out, or make another table: fewstep table --steps {steps} --save FILE")  # fmt: skip
+    return How(ref.solver, "table", ref.steps, None, ref)
