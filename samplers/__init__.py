@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from .ancestral import DPM2Ancestral, DPMpp2SAncestral
+from .brownian import BrownianTape
 from .ddim import DDIM
 from .deis import DEIS
 from .dpm_fast import DPMFast, DPMppFast
@@ -82,6 +83,7 @@ __all__ = [
     "PARAMETRISATIONS",
     "SOLVERS",
     "X0",
+    "BrownianTape",
     "CosineVP",
     "DPM2Ancestral",
     "DPMFast",

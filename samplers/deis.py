@@ -32,12 +32,12 @@ from .solver import Carry, Plan, first_order, one_tick_plan, remember
 class DEIS:
     """Order 1 to 4, one evaluation a step. Order 1 is DDIM.
 
-    lower_order_final: the last order - 1 steps ramp down to order 1.
+    lower_order_final: the last order - 1 steps ramp down to order 1. An edit drops the history, see DPM2M.
     """
 
     order: int = 3
     lower_order_final: bool = True
-    keeps_edits: ClassVar[bool] = True
+    keeps_edits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):

@@ -96,15 +96,17 @@ class DPMpp3MAsReleased(DPMpp3M):
 
 @dataclass(frozen=True)
 class DPM2M(DPMpp2M):
-    """DPMpp2M's rule in noise prediction."""
+    """DPMpp2M's rule in noise prediction. An edit of x would look like a jump of eps to its history, so it drops it."""
 
+    keeps_edits: ClassVar[bool] = False
     space: ClassVar[Space] = NOISE
 
 
 @dataclass(frozen=True)
 class DPM3M(DPMpp3M):
-    """DPMpp3M's rule in noise prediction."""
+    """DPMpp3M's rule in noise prediction. A change made to x looks like a jump of eps to its history: see DPM2M."""
 
+    keeps_edits: ClassVar[bool] = False
     space: ClassVar[Space] = NOISE
 
 

@@ -6,12 +6,12 @@ From x at s with m0, inner nodes s1 at lam_s + r1 h and s2 at lam_s + r2 h, and 
     u1  = R' x - A' g_0(r1 z) m0                                                    m1 at (u1, s1)
     order 2:  x_t = R x - A g_0(z) m0 - A w (m1 - m0) / r1                          w = g_0(z) / 2 or g_1(z)
     u2  = R' x - A' g_0(r2 z) m0 - A' (r2 / r1) g_1(r2 z) (m1 - m0)                 m2 at (u2, s2)
-    order 3:  x_t = R x - A g_0(z) m0 - A g_1(z) (m2 - m0) / r2                     "midpoint", r2 = 2/3
-              x_t = R x - A g_0(z) m0 - A (g_1(z) D1 + g_2(z) D2)                   "taylor", any r1 < r2
+    order 3:  x_t = R x - A g_0(z) m0 - A g_1(z) (m2 - m0) / r2                     "midpoint"
+              x_t = R x - A g_0(z) m0 - A (g_1(z) D1 + g_2(z) D2)                   "taylor"
               D1_0 = (m1 - m0) / r1,    D1_1 = (m2 - m0) / r2
               D1 = (r2 D1_0 - r1 D1_1) / (r2 - r1),    D2 = 2 (D1_1 - D1_0) / (r2 - r1)
 
-Inner nodes are placed by lam, on every grid: the paper's order-3 form is of third order for r2 = 2/3 alone.
+Inner nodes are placed by lam, on every grid, and r2 = 2/3: with any other r2 both forms converge at order 2 only.
 Source: Lu et al. 2022, arXiv:2206.00927, algorithms 1, 2 and appendix; arXiv:2211.01095, algorithm 1 and appendix.
 """
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from .exponential import Space, SolverType, first_order_from, slope_weight
+from .exponential import SolverType, Space, first_order_from, slope_weight
 from .grids import Levels, check_levels
 from .levels import Level, NoiseSchedule, level_at
 from .phi import g
@@ -84,7 +84,9 @@ def third_order_inner(space: Space, s: Level, s1: Level, s2: Level, x: Any, m0: 
     return first_order_from(space, s, s2, x, m0) - weight * (m1 - m0)
 
 
-def third_order_taylor(space: Space, s: Level, inner: Sequence[Level], t: Level, x: Any, m0: Any, m1: Any, m2: Any) -> Any:
+def third_order_taylor(
+    space: Space, s: Level, inner: Sequence[Level], t: Level, x: Any, m0: Any, m1: Any, m2: Any
+) -> Any:
     """x_t of order 3 from x, m0 at s and m1, m2 at the inner nodes."""
     r1, r2 = (place(s, node, t) for node in inner)
     z = space.z(t.lam - s.lam)

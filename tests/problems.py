@@ -109,6 +109,31 @@ class Polynomial:
 
 
 @dataclass
+class PolynomialNoise:
+    """eps = sum_j c_j lam^j whatever x is: solved exactly by every noise-prediction method of sufficient degree."""
+
+    schedule: NoiseSchedule
+    parametrisation: Parametrisation
+    coefficients: tuple[float, ...]
+
+    def __call__(self, x: Tensor, level: Level, branches: tuple[str, ...], rows: Tensor | None = None):
+        eps = torch.full_like(x, sum(c * level.lam**j for j, c in enumerate(self.coefficients)))
+        out = network_output(self.parametrisation, level, x, (x - level.sigma * eps) / level.alpha, eps)
+        return tuple(out.clone() for _ in branches)
+
+    def flow(self, x: Tensor, s: Level, t: Level) -> Tensor:
+        """x_t = (alpha_t / alpha_s) x_s - alpha_t int_{lam_s}^{lam_t} e^{-l} eps(l) dl, integrated by parts."""
+        return (t.alpha / s.alpha) * x - t.alpha * (self._primitive(t.lam) - self._primitive(s.lam))
+
+    def _primitive(self, lam: float) -> float:
+        total, derivative = 0.0, list(self.coefficients)
+        while derivative:
+            total -= sum(c * lam**j for j, c in enumerate(derivative))
+            derivative = [j * c for j, c in enumerate(derivative)][1:]
+        return math.exp(-lam) * total
+
+
+@dataclass
 class LinearSlope:
     """eps = c0 + c1 sigma / alpha whatever x is: what a trapezoidal rule in sigma / alpha solves exactly."""
 
