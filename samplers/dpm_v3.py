@@ -50,8 +50,8 @@ class DPMv3:
 
     Becomes a table if the statistics are one number a lam with b = 0; otherwise it runs through `solve_v3`, since a
     table has neither coefficients per element nor a constant column.
-    A run begins with order 1; the order of the whole needs starting values as good as it (assumption B.6), which matters
-    where the statistics, and with them g, vary at the noisy end. A carry of f at exact states gives them.
+    A run begins with order 1. The order of the whole needs starting values as good (assumption B.6): it matters where
+    the statistics, and so g, vary at the noisy end.
     pseudo: D_k is weighted with int E (lam - lam_s)^k instead (section 3.3; of order 2 at most from order 3).
     lower_order_final: the last steps ramp down to order 1.
     """

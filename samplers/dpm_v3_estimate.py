@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import ConfigError, IncompatibleError, NumericsError
@@ -106,11 +107,17 @@ def _linear(network: Network, samples: _Samples, lam: float, probes: int, per_el
 
 def _directional(network: Network, x: Tensor, v: Tensor, level: Level, branch: str) -> Tensor:
     """J v: the derivative of the predicted noise in the direction v."""
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no forward-mode derivative
+    with sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():  # fused attentions have no forward-mode derivative
         try:
-            return torch.func.jvp(lambda u: _noise(network, u, level, branch), (x,), (v,))[1]
+            output = network(forward_ad.make_dual(x, v), level, (branch,))[0]
+            derivative = forward_ad.unpack_dual(output).tangent
         except NotImplementedError as error:
             raise IncompatibleError(f"the network has no forward-mode derivative: {error}") from error
+    if derivative is None:  # detached inside, or run in inference mode
+        raise IncompatibleError("the network's output does not depend on x for forward-mode differentiation: it must "
+                                "neither detach nor run in inference mode")  # fmt: skip
+    of_x, of_out = network.parametrisation.eps_row(level)
+    return of_x * v + of_out * derivative
 
 
 def _fit(

@@ -56,6 +56,7 @@ class EmpiricalStatistics:
         shapes = [tuple(v.shape) for v in (self.l, self.s, self.b)]
         if len(set(shapes)) != 1 or shapes[0][:1] != (n,):
             raise ConfigError(f"l, s and b must all have the shape ({n},) or ({n}, *image shape), got {shapes}")
+        object.__setattr__(self, "lam", self.lam.contiguous())  # searched in
         object.__setattr__(self, "_slopes", Slopes.of(self.lam))
 
     @classmethod
@@ -64,8 +65,10 @@ class EmpiricalStatistics:
 
         lam of the statistics that the authors publish: uniform from the noisiest to the cleanest level they name.
         """
-        tensors = (torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in (lam, l, s, b))
-        return cls(*tensors, schedule=None if schedule is None else schedule.describe())
+        copies = [torch.as_tensor(v).detach().to("cpu", torch.float64, copy=True) for v in (lam, l, s, b)]
+        return cls(
+            copies[0], copies[1], copies[2], copies[3], schedule=None if schedule is None else schedule.describe()
+        )
 
     @classmethod
     def constant(cls, l: float, s: float, b: float = 0.0, reach: float = 30.0) -> EmpiricalStatistics:  # noqa: E741
@@ -74,7 +77,7 @@ class EmpiricalStatistics:
         l = 1, s = 0 is data prediction, l = 0, s = -1 is noise prediction (appendix A.2).
         """
         lam = torch.tensor([-reach, 0.0, reach], dtype=torch.float64)
-        return cls(lam, *(torch.full_like(lam, v) for v in (l, s, b)))
+        return cls(lam, torch.full_like(lam, l), torch.full_like(lam, s), torch.full_like(lam, b))
 
     @property
     def shape(self) -> tuple[int, ...]:
