@@ -12,7 +12,7 @@ from .from_config import is_flow, shift_from_config, sigma_time_of
 def own_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """`config` of any scheduler with what only its class says put into fields. A new mapping.
 
-    Flow models: use_flow_sigmas, prediction_type, shift.       Preconditioned networks: sigma_time, sigma_data.
+    Flow models: prediction_type, shift.       Preconditioned networks: sigma_time, sigma_data.
     """
     own = dict(config)
     if own.get("variance_type") in ("learned", "learned_range"):
@@ -21,8 +21,9 @@ def own_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if sigma_time is not None:
         own |= {"sigma_time": sigma_time, "sigma_data": config.get("sigma_data") or 1.0}
     elif is_flow(config):
+        # Not use_flow_sigmas, which would say the same: where it is True, Flux drops the sigmas that its caller gives.
         own.setdefault("prediction_type", "flow_prediction")
-        own |= {"use_flow_sigmas": True, "shift": shift_from_config(config)}
+        own["shift"] = shift_from_config(config)
     return own
 
 

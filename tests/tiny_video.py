@@ -1,0 +1,44 @@
+"""Tiny video pipelines with random weights: LTX and Wan. See tiny_flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .tiny_flow import Tiny, built, embeds, flow, ones
+
+# isort: split
+import torch
+from diffusers import (
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+
+
+def ltx(batch: int = 1, scheduler: Any = None) -> Tiny:
+    """Packed latents (B, 8, 8) of 9 frames at 64x64."""
+    torch.manual_seed(0)
+    denoiser = LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4, attention_head_dim=8,
+        cross_attention_dim=32, num_layers=1, caption_channels=32,
+    )  # fmt: skip
+    call = {"prompt_embeds": embeds(batch, 6, 32), "prompt_attention_mask": ones(batch, 6), "guidance_scale": 1.0,
+            "height": 64, "width": 64, "num_frames": 9}  # fmt: skip
+    scheduler = scheduler or flow(use_dynamic_shifting=True, shift_terminal=0.1)
+    return built(LTXPipeline, denoiser, scheduler, call, text_encoder=None, tokenizer=None)
+
+
+def wan(batch: int = 1, scheduler: Any = None) -> Tiny:
+    """Latents (B, 4, 2, 8, 8) of 5 frames at 64x64."""
+    torch.manual_seed(0)
+    denoiser = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16,
+        freq_dim=32, ffn_dim=16, num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    call = {"prompt_embeds": embeds(batch, 8, 16), "guidance_scale": 1.0, "height": 64, "width": 64, "num_frames": 5}
+    scheduler = scheduler or UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return built(WanPipeline, denoiser, scheduler, call, text_encoder=None, tokenizer=None)
