@@ -64,18 +64,18 @@ def clock(level: Level) -> float:
     return float(level.sigma) / (float(level.alpha) + float(level.sigma))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def increment(start: float, end: float) -> tuple[tuple[int, float], ...]:
     """The weights of (W(end) - W(start)) / sqrt(start - end), for 1 >= start > end >= 0."""
     if int(start * 2**DEPTH) <= int(end * 2**DEPTH):
-        raise ConfigError(f"a Brownian path has no noise for a tick from u = {start:.9g} to {end:.9g}: sigma / (alpha + "
-                          f"sigma) = u must fall, by 2^-{DEPTH} or more; use NoiseTape(seeds)")  # fmt: skip
+        raise ConfigError(f"a Brownian path has no noise for a tick from u = {start:.9g} to {end:.9g}: u = sigma / "
+                          f"(alpha + sigma) must fall, by 2^-{DEPTH} or more; use NoiseTape(seeds)")  # fmt: skip
     first, last, scale = path(start), path(end), math.sqrt(start - end)
     weights = {node: (last.get(node, 0.0) - first.get(node, 0.0)) / scale for node in {**first, **last}}
     return tuple((node, weight) for node, weight in sorted(weights.items()) if weight != 0.0)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def path(u: float) -> Weights:
     """W(u) as weights of the nodes' normals."""
     low, high, node = 0.0, 1.0, 1
