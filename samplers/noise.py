@@ -31,8 +31,8 @@ class NoiseTape:
     """Noise keyed by (seed of the image, tick): image k is the same alone, in any batch, and when a run resumes.
 
     seeds: one per image of the batch, all 63 bits count. The noise is `philox_normal` of (seed, tick, element), made on
-    x's device and the same on each up to the last bits. The ends s, t of the tick do not enter; for noise that is the same path at
-    any number of steps see `brownian.BrownianTape`.
+    x's device and the same on each up to the last bits. The ends s, t of the tick do not enter: see
+    `brownian.BrownianTape` for noise that follows one path at any number of steps.
     """
 
     seeds: tuple[int, ...]
