@@ -32,7 +32,8 @@ from ..samplers import (
 from .work_precision_problems import Problem
 
 OURS = "fewstep"
-FLOW_SHIFTS = (1.0, 3.0)
+FLOW_SHIFTS = (1.0, 1.5, 3.0)
+FLOW_STARTS = (0.999, 0.99)
 OTHER_MODELS = ("ays-sdxl", "ays-svd")  # tables that were tuned for schedules which are not here
 
 
@@ -69,22 +70,24 @@ def flow_steps(schedule: NoiseSchedule, n: int, *, shift: float) -> Levels:
     return from_times(schedule, [scale * shift * u / (1.0 + (shift - 1.0) * u) for u in us])
 
 
-def from_0999(schedule: NoiseSchedule, n: int, *, grid: Callable[..., Levels]) -> Levels:
-    """`grid` with its first level, t = 1 where lam = -inf, moved to t = 0.999, as diffusers' solvers begin.
+def begun_at(schedule: NoiseSchedule, n: int, *, grid: Callable[..., Levels], start: float) -> Levels:
+    """`grid` with its first level, t = 1 where lam = -inf, moved to t = `start`; diffusers' solvers begin at 0.999.
 
     The noise is then taken for a state that it is not quite, and in exchange the first step may be of higher order and
     the second has a history.
     """
     first, *rest = grid(schedule, n)
-    return (schedule.level(0.999 * float(first.time)), *rest)
+    return (schedule.level(start * float(first.time)), *rest)
 
 
 def grids_of(schedule: NoiseSchedule) -> dict[str, Callable[[NoiseSchedule, int], Levels]]:
     """The grids that this schedule has, no two with the same levels; for flows also the shifted times."""
     candidates: dict[str, Any] = {name: grid for name, grid in GRIDS.items() if name not in OTHER_MODELS}
     if isinstance(schedule, RectifiedFlow):
-        candidates |= {f"shift-{s:g}": partial(flow_steps, shift=s) for s in FLOW_SHIFTS}
-        candidates |= {f"{name} 0.999": partial(from_0999, grid=grid) for name, grid in candidates.items()}
+        shifted = {f"shift-{s:g}": partial(flow_steps, shift=s) for s in FLOW_SHIFTS}
+        candidates |= shifted
+        for start in FLOW_STARTS:
+            candidates |= {f"{name} {start:g}": partial(begun_at, grid=g, start=start) for name, g in shifted.items()}
     found: dict[str, Any] = {}
     seen: list[list[float]] = []
     for name, grid in candidates.items():

@@ -102,8 +102,9 @@ def flow_peers() -> list[Method]:
         for name, kind, order in table:
             build = partial(kind, **common, solver_order=order, flow_shift=shift)
             found.append(Method(PEER, name, f"shift-{shift:g}", partial(run_peer, build=build)))
-        euler = partial(run_peer, build=partial(FlowMatchEulerDiscreteScheduler, shift=shift), flow_sigmas=True)
-        found.append(Method(PEER, "Euler", f"shift-{shift:g}", euler))
+        euler: Any = partial(FlowMatchEulerDiscreteScheduler, shift=shift)
+        run = partial(run_peer, build=euler, flow_sigmas=True)
+        found.append(Method(PEER, "Euler", f"shift-{shift:g}", run))
     return found
 
 

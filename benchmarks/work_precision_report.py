@@ -115,7 +115,8 @@ Columns: evaluations of the network an image and branch that a method may use. I
 uses fewer, the number it uses stands behind in brackets. A cell is the grid that is best for this method and this
 number of evaluations, named behind the error; the best of a column is bold. diffusers' schedulers run in float32
 through their own `set_timesteps` and `step`, and the network is told their own (rounded) timestep, as in a pipeline.
-diffusers' DEIS ends at its smallest sigma, not at 0. `NAME 0.999` is a grid whose first time is 0.999 in place of 1.
+diffusers' DEIS ends at its smallest sigma, not at 0. `NAME 0.999` is a grid whose first time is 0.999 in place of 1, as
+in diffusers' flow solvers other than Euler.
 """
 
 
