@@ -72,7 +72,7 @@ def schedule_named(text: str) -> str:
     except ConfigError as error:
         other = _known(resolve_solver, text)
         if other is not None:
-            raise ConfigError(f"--schedule is the noise levels; {text!r} is an update rule: --solver {other[0]}") from None
+            raise ConfigError(f"--schedule is noise levels; {text!r} is an update rule: --solver {other[0]}") from None
         raise ConfigError(f"--schedule: {error}") from None
     return f"{grid}:{options.strip()}" if options.strip() else grid
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..errors import ConfigError
-from ..samplers import DiscreteVP, Level, Levels, NoiseSchedule, Solver, Table, trace
-from ..samplers.grids import MAX_STEPS
+from ..samplers import DiscreteVP, Level, Levels, NoiseSchedule, Solver, Table, level_at, trace
+from ..samplers.grids import MAX_STEPS, Grid, ays_sd, ays_sdxl, ays_svd, check_steps
 from ..samplers.solver_config import grid_of
 
 DEFAULT_STEPS = 10
 DEFAULT_GRID = "lambda"
-
-
-def levels_of(grid: str | Levels, steps: int, schedule: Any) -> Levels:
-    """The levels of a named grid (see solver_config.grid_of), or the explicit ones as they are."""
-    if not isinstance(grid, str):
-        return grid
-    return grid_of(grid)(schedule, steps)
+_PUBLISHED = (ays_sd, ays_sdxl, ays_svd)
+_FINE = 1000  # a multiple of the ten steps that were published
 
 
 def table_of(
@@ -34,6 +29,7 @@ def table_of(
 ) -> Table:
     """The table of a run.
 
+    grid: a name as in solver_config.grid_of, or explicit levels.
     steps: default 10; explicit levels have their own number.       nfe: instead of steps, a budget of network rows per
     image; a tick costs `branches` of them (2 with classifier-free guidance), and the largest number of steps that does
     not exceed it is taken.       strength: see `shortened`.
@@ -47,13 +43,32 @@ def table_of(
             raise ConfigError(f"{what} places the levels, and grid gives them explicitly: leave one out")
         return trace(solver, grid, schedule)
     start = shortened(schedule, strength)
+    rule = grid_of(grid)
+    published = strength != 1.0 and getattr(rule, "func", rule) in _PUBLISHED
 
     def levels(n: int) -> Levels:
-        return levels_of(grid, n, start)
+        return _below(start.noisiest, rule, n, schedule) if published else rule(start, n)
 
     if nfe is not None:
         steps = steps_within(nfe, branches, lambda n: trace(solver, levels(n), schedule).evaluations)
     return trace(solver, levels(DEFAULT_STEPS if steps is None else steps), schedule)
+
+
+def _below(top: Level, grid: Grid, n: int, schedule: NoiseSchedule) -> Levels:
+    """The part below `top` of a grid that was published for a whole schedule, in n steps.
+
+    Such a grid is a curve of lam over its places, and is not stretched: where `top` is one of its own levels, with as
+    many steps as the grid has below it, these are the published ones.
+    """
+    lams = [float(level.lam) for level in grid(schedule, _FINE, to_zero=False)]  # type: ignore[call-arg]
+    k = min(max(bisect_right(lams, float(top.lam)), 1), _FINE)
+    first = k - 1 + (float(top.lam) - lams[k - 1]) / (lams[k] - lams[k - 1])
+    inner = []
+    for i in range(1, check_steps(n)):
+        place = first + (_FINE - first) * i / n
+        k = min(int(place), _FINE - 1)
+        inner.append(level_at(schedule, lams[k] + (lams[k + 1] - lams[k]) * (place - k)))
+    return (top, *inner, schedule.clean)
 
 
 def steps_within(nfe: int, branches: int, evaluations: Callable[[int], int]) -> int:

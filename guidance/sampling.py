@@ -13,7 +13,7 @@ from ..samplers.noise import check_seed
 from ..samplers.solver_config import solver_and_grid
 from ..samplers.table import check_same_schedule
 from .cfg import CFG
-from .layout import DEFAULT_GRID, DEFAULT_STEPS, check_strength, levels_of, table_of
+from .layout import DEFAULT_GRID, DEFAULT_STEPS, check_strength, table_of
 from .pictures import batch_of_images
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..samplers.backbones import Backbone
 
-__all__ = ["DEFAULT_GRID", "DEFAULT_STEPS", "DEFAULT_STRENGTH", "Sampled", "levels_of", "sample"]
+__all__ = ["DEFAULT_GRID", "DEFAULT_STEPS", "DEFAULT_STRENGTH", "Sampled", "sample"]
 
 DEFAULT_STRENGTH = 0.8
 
