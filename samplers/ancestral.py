@@ -10,8 +10,9 @@ between s and d, then x_t = x_d + up z. In both methods the two predictions ente
 With eta = 1 the inner node is at lam_t itself. With eta > 1 it lies beyond t; where down = 0 the step has first order.
 
 An exact step to d and fresh noise keep every marginal, so that the samples' distribution converges at the method's own
-order: 2 (measured slopes 1.95 to 2.05 of the covariance on Gaussian data, tests/test_sde_moments.py). The law of the
-path tends to that of the SDE of eta^2, at order 1.
+order: 2 (measured slopes 1.95 to 2.05 of the covariance on Gaussian data, tests/test_sde_moments.py; 1.9 and 2.1 of an
+expectation over a mixture, tests/test_sde_weak_order.py). The law of the path tends to that of the SDE of eta^2, at
+order 1.
 
 Source: k-diffusion by Katherine Crowson, https://github.com/crowsonkb/k-diffusion, `sample_dpm_2_ancestral` and
 `sample_dpmpp_2s_ancestral`, written for any (alpha, sigma) and finite at alpha_s = 0; the split for eta <= 1 is

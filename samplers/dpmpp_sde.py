@@ -12,8 +12,8 @@ clock is c = sigma / alpha; with z2 the increment over m -> t,
     z = (sqrt(c_s - c_m) z1 + sqrt(c_m - c_t) z2) / sqrt(c_s - c_t),        Cov(z1, z) = sqrt((c_s - c_m) / (c_s - c_t))
 
 so the first tick draws z1 and remembers it, and the second draws z2. That covariance makes it a method of weak order 2:
-measured slope 2.1 of the end's covariance, 1.8 for r = 0.3 (Gaussian data, n = 50 to 200); with independent noises the
-slope is 1 (tests/test_sde_moments.py).
+measured slope 2.1 of the end's covariance, 1.8 for r = 0.3 (Gaussian data, n = 50 to 200), with independent noises 1
+(tests/test_sde_moments.py); 2.3 of an expectation over a mixture (tests/test_sde_weak_order.py).
 
 Source: k-diffusion by Katherine Crowson, https://github.com/crowsonkb/k-diffusion, `sample_dpmpp_sde`, written for any
 (alpha, sigma) and finite at alpha_s = 0.

@@ -62,7 +62,8 @@ class SDEDPMpp1:
 class SDEDPMpp2M:
     """Second order in the drift, one evaluation and one noise a step. eta: 0 (ODE) to 1 (SDE, default).
 
-    Weak order 2: measured slope 2.0 of the end's covariance (tests/test_sde_moments.py, Gaussian data, n = 50 to 200).
+    Weak order 2: measured slopes are 2.0 of the end's covariance (tests/test_sde_moments.py, Gaussian data, n = 50 to
+    200) and 2.1 of an expectation over a mixture (tests/test_sde_weak_order.py).
     solver_type: "midpoint" or "taylor" (its drift is exact for x0 linear in lam; diffusers calls it "heun").
     lower_order_final: the last step is of first order.
     """

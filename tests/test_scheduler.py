@@ -14,7 +14,9 @@ from fewstep.samplers import (
     DDIM,
     DPMpp2M,
     DPMpp2S,
+    DPMpp2SAncestral,
     DPMpp3M,
+    DPMppSDE,
     Euler,
     GeneratorTape,
     Heun,
@@ -46,6 +48,8 @@ SOLVERS = [
     UniPC(2),
     UniPC(3),
     SDEDPMpp2M(),
+    DPMppSDE(),
+    DPMpp2SAncestral(),
 ]
 FORGETFUL = [UniPC(2), UniPC(3), DPMpp2S(), Heun()]  # those that would discard an edit
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
@@ -68,7 +72,7 @@ def with_solver(pipe, solver):
 
 def table_of(solver, schedule):
     """Traced here, not taken from the scheduler: TICKS ticks on the lambda grid."""
-    two_ticks = isinstance(solver, Heun | DPMpp2S)
+    two_ticks = isinstance(solver, Heun | DPMpp2S | DPMppSDE | DPMpp2SAncestral)
     return trace(solver, uniform_lambda(schedule, (TICKS + 1) // 2 if two_ticks else TICKS), schedule)
 
 
