@@ -22,7 +22,8 @@ GRID_NAMES = (
     "lambda", "karras", "time", "linspace", "leading", "trailing", "quadratic", "exponential", "polyexponential",
     "beta", "ays-sd", "ays-sdxl", "ays-svd",
 )  # fmt: skip
-ADAPTIVE_NAMES = ("adaptive-12", "adaptive-23")  # they choose their steps themselves: no grid, no number of steps
+# They choose their steps themselves: no grid, no number of steps.
+ADAPTIVE_NAMES = ("adaptive-12", "adaptive-23", "adaptive++-12", "adaptive++-23")
 
 
 class NamedSolver(NamedTuple):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from .adaptive import AdaptiveDPM, AdaptiveDPMpp
 from .ancestral import DPM2Ancestral, DPMpp2SAncestral
 from .brownian import BrownianTape
 from .ddim import DDIM
@@ -69,7 +70,16 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
 }
 """The command line's names."""
 
+ADAPTIVE: dict[str, Callable[[], AdaptiveDPM]] = {
+    "adaptive-12": partial(AdaptiveDPM, 2),
+    "adaptive-23": partial(AdaptiveDPM, 3),
+    "adaptive++-12": partial(AdaptiveDPMpp, 2),
+    "adaptive++-23": partial(AdaptiveDPMpp, 3),
+}
+"""Solvers that choose their steps while they run; they have no table, and `solve` takes them in its place."""
+
 __all__ = [
+    "ADAPTIVE",
     "DDIM",
     "DEIS",
     "DPM2M",
@@ -83,6 +93,8 @@ __all__ = [
     "PARAMETRISATIONS",
     "SOLVERS",
     "X0",
+    "AdaptiveDPM",
+    "AdaptiveDPMpp",
     "BrownianTape",
     "CosineVP",
     "DPM2Ancestral",

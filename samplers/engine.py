@@ -44,7 +44,8 @@ class BatchedNetwork(Network, Protocol):
 
     `solve` then writes that batch, cast and once per branch, in the launch that makes x; only this can be captured in
     a CUDA graph. It calls `forward_batch` in place of `__call__`, if the class has it.
-    time: 0-d float32 on the batch's device.       batch: must not be written to, x may be a view of it.
+    time: float32 on the batch's device, 0-d; or one per row, for networks with `select`.
+    batch: must not be written to, x may be a view of it.
     Returns one raw output (B, ...) per branch.
     """
 
@@ -100,7 +101,7 @@ def start(table: Table, x: Tensor, tick: int = 0) -> State:
     """The state of a run that begins at `tick` with x (B, ...); half precision becomes float32."""
     if not 0 <= tick < len(table):
         raise ConfigError(f"tick {tick} does not exist: this run has {len(table)} ticks, 0 to {len(table) - 1}")
-    return State(tick, _as_state(x))
+    return State(tick, as_state(x))
 
 
 def advance(table: Table, state: State, prediction: Prediction | Outputs, noise: Tensor | None = None) -> State:
@@ -150,7 +151,13 @@ def edit(table: Table, state: State, x: Tensor) -> State:
     """
     if x.shape != state.x.shape:
         raise IncompatibleError(f"an edit must keep the shape {tuple(state.x.shape)}, got {tuple(x.shape)}")
-    return State(state.tick, _as_state(x), state.carry if table.keeps_edits else ())
+    return State(state.tick, as_state(x), state.carry if table.keeps_edits else ())
+
+
+class AdaptiveSolver(Protocol):
+    """A solver that chooses its steps while it runs, and therefore has no table."""
+
+    def run(self, network: Network, x: Tensor, *, guidance: Guidance | None = None) -> Result: ...
 
 
 OnTick = Callable[[int, State, Outputs], State | None]
@@ -158,7 +165,7 @@ OnTick = Callable[[int, State, Outputs], State | None]
 
 @torch.no_grad()
 def solve(
-    table: Table,
+    table: Table | AdaptiveSolver,
     network: Network,
     x: Tensor,
     *,
@@ -170,6 +177,7 @@ def solve(
 ) -> Result:
     """Run `table` on `network` from x (B, ...) at the first node to the last target.
 
+    table: a Table, or a solver that chooses its steps while it runs (AdaptiveDPM), which takes guidance alone.
     guidance: a policy, or None for the conditional branch alone.       tape: noise for stochastic solvers.
     on_tick(i, state, prediction): called after tick i with the state it led to and the prediction (x0, eps) it used;
     may return another state (see `edit`).
@@ -180,6 +188,11 @@ def solve(
     are not one tensor of x's shape per branch, an on_tick that returns something else than a State of the next tick,
     or a graph where one cannot be captured.
     """
+    if not isinstance(table, Table):
+        if tape is not None or on_tick is not None or first_tick or graph:
+            raise IncompatibleError(f"{type(table).__name__} has no ticks that are known before it runs: of solve's "
+                                    "options it takes guidance alone")  # fmt: skip
+        return table.run(network, x, guidance=guidance)
     if table.origin is not network.schedule:
         check_same_schedule(table.schedule, network.schedule)
     if tape is None and any(table.noisy[first_tick:]):
@@ -247,7 +260,8 @@ def _checked(changed: Any, state: State) -> State:
     return changed
 
 
-def _as_state(x: Tensor) -> Tensor:
+def as_state(x: Tensor) -> Tensor:
+    """x as a state is kept: float32 or float64."""
     if not x.is_floating_point():
         raise IncompatibleError(f"x must be a floating-point tensor, got {x.dtype}")
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -219,6 +219,8 @@ def trace(solver: Solver, levels: Levels, schedule: NoiseSchedule) -> Table:
     levels: n + 1 levels of a run of n steps (see grids).       Errors: ConfigError for levels that are none,
     NumericsError for a coefficient that is not finite, naming tick and level.
     """
+    if not hasattr(solver, "plan"):
+        raise ConfigError(f"{solver!r} has no table: it chooses its steps while it runs; solve({solver!r}, network, x)")
     plan = solver.plan(levels, schedule)
     table = Table(plan, repr(solver), schedule.describe(), solver.keeps_edits, {}, schedule, (solver, plan))
     _ = table.rows  # whatever cannot work should fail here, not in the middle of a run

@@ -56,6 +56,7 @@ class Mixture:
 
     def __call__(self, x: Tensor, level: Level, branches: tuple[str, ...], rows: Tensor | None = None):
         self.calls += 1
+        x = x if rows is None else x[rows]
         out = network_output(self.parametrisation, level, x, *self.predictions(x, level))
         return tuple(out.clone() for _ in branches)
 

@@ -105,6 +105,11 @@ class UNetNetwork:
             arguments = self._joined[branches] = _join([self.conditions[b] for b in branches])
         return self._forward(batch, time, arguments, len(branches))
 
+    def select(self, images: Tensor) -> UNetNetwork:
+        """The network of some images of the batch, given by their numbers."""
+        conditions = {branch: _rows(part, images) for branch, part in self.conditions.items()}
+        return UNetNetwork(self.unet, conditions, self.schedule, self.parametrisation)
+
     def _forward(self, batch: Tensor, time: Tensor, arguments: dict[str, Any], count: int) -> tuple[Tensor, ...]:
         out = self.unet(batch, time, return_dict=False, **arguments)[0]
         return out.chunk(count) if count > 1 else (out,)
