@@ -160,7 +160,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         timesteps: the model times of the steps' beginnings, noisiest first, real-valued; the run ends at sigma = 0.
         sigmas: the noise levels of the steps' beginnings, noisiest first; a last 0 may be there or not. For flow models
             t in (0, 1], before the time shift; for others sigma / alpha, as EulerDiscreteScheduler takes. The evenly
-            spaced ones that pipelines pass by themselves count as num_inference_steps (see scheduler_levels).
+            spaced ones that pipelines pass by themselves count as num_inference_steps; any others are used as they are,
+            even where the scheduler has a grid.
         timesteps and sigmas: flow models only; the timesteps are num_train_timesteps times the sigmas, before or after
             the shift (CogView4: before).
         mu: the dynamic time shift of a flow model; ignored where its config has a constant one, as in diffusers.
@@ -223,6 +224,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
 
         The state is kept in float32; the result has the sample's dtype. If the sample is not what the last `step`
         returned (inpainting, a callback), the change is integrated, see `engine.edit`.
+        generator: noise for stochastic solvers, one or one per image. Flow pipelines pass none; then it is torch's
+        global one, which torch.manual_seed sets.
         Errors: ConfigError for a call that does not belong to this run, IncompatibleError for shapes that differ.
         """
         table = self.table

@@ -29,7 +29,7 @@ def tick_of(timestep: float | Tensor, plan: Plan, due: int | None, issued: Seque
         due = place if place is not None else nearest(timestep, plan)
     if due >= ticks:
         raise ConfigError(f"step was called after the last of {ticks} ticks; set_timesteps begins a new run")
-    fits = place == due if place is not None else is_near(timestep, float(plan.nodes[due].time))
+    fits = place == due if place is not None else is_near(timestep, plan, due)
     if not fits:
         raise ConfigError(
             f"step was called with timestep {float(timestep):g} where tick {due} of {ticks}, timestep "
@@ -59,11 +59,15 @@ def nearest(timestep: float | Tensor, plan: Plan) -> int:
     return min(range(len(plan)), key=lambda i: (abs(float(plan.nodes[i].time) - time), plan.stage[i], i))
 
 
-def is_near(timestep: float | Tensor, time: float) -> bool:
-    """Whether the timestep can be `time` after a rounding to an integer or to bfloat16. On a GPU it is not read."""
+def is_near(timestep: float | Tensor, plan: Plan, tick: int) -> bool:
+    """Whether the timestep can be the tick's time after a rounding to an integer or to bfloat16.
+
+    Not to an integer where all times are small (functions of sigma). On a GPU it is not read.
+    """
     if isinstance(timestep, Tensor) and timestep.device.type != "cpu":
         return True
-    return abs(float(timestep) - time) <= 1.0 + abs(time) / 128.0
+    time, greatest = float(plan.nodes[tick].time), max(abs(float(node.time)) for node in plan.nodes)
+    return abs(float(timestep) - time) <= abs(time) / 128.0 + (1.0 if greatest > 10.0 else 1e-3)
 
 
 def _memory(tensor: Tensor) -> int:

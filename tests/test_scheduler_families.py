@@ -60,6 +60,7 @@ def test_every_class_is_accounted_for():
     assert honoured | set(REFUSED_CLASSES) == set(CONFIGS) and not honoured & set(REFUSED_CLASSES)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, inside the peers
 @pytest.mark.parametrize("name", CONFIGS)
 def test_default_config_of_every_class(name):
     if name in REFUSED_CLASSES:

@@ -14,7 +14,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # an accidental call to the hub fa
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
+    StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -75,6 +77,32 @@ def tiny_sdxl(scheduler: Any = None) -> StableDiffusionXLPipeline:
     return pipe
 
 
+def tiny_controlnet(scheduler: Any = None) -> StableDiffusionControlNetPipeline:
+    """A complete StableDiffusionControlNetPipeline. scheduler: as in `tiny_sd`.
+
+    A new ControlNet has no effect (its last layers are zero), so all its numbers are drawn again.
+    """
+    torch.manual_seed(0)
+    controlnet = ControlNetModel(
+        in_channels=LATENT_SHAPE[0],
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        conditioning_embedding_out_channels=(8, 16),
+    ).eval()
+    with torch.no_grad():
+        for parameter in controlnet.parameters():
+            parameter.normal_(std=0.1)
+    pipe = StableDiffusionControlNetPipeline(
+        **tiny_sd(scheduler).components, controlnet=controlnet, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def tiny_ddim(**fields: Any) -> DDIMScheduler:
     """The scheduler that Stable Diffusion 1.x came with, with `fields` changed."""
     settings = {**STABLE_DIFFUSION, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **fields}
@@ -96,8 +124,8 @@ def tiny_unet(**fields: Any) -> UNet2DConditionModel:
     ).eval()
 
 
-def tiny_autoencoder() -> AutoencoderKL:
-    """(B, 3, 16, 16) in [-1, 1] <-> (B, 4, 8, 8)."""
+def tiny_autoencoder(**fields: Any) -> AutoencoderKL:
+    """(B, 3, 16, 16) in [-1, 1] <-> (B, 4, 8, 8), with `fields` of its config changed."""
     torch.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(8, 8),
@@ -107,6 +135,7 @@ def tiny_autoencoder() -> AutoencoderKL:
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=IMAGE_SIZE,
+        **fields,
     ).eval()
 
 
