@@ -6,14 +6,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
-from ..samplers import DPMpp2M, Levels, NoiseTape, Report, Solver, Table, initial_noise, renoise, solve
+from ..samplers import (
+    AdaptiveDPM,
+    DPMpp2M,
+    Level,
+    Levels,
+    NoiseTape,
+    Report,
+    Solver,
+    Table,
+    initial_noise,
+    renoise,
+    solve,
+)
 from ..samplers.backbones import backbone_of
 from ..samplers.engine import OnTick
 from ..samplers.noise import check_seed
-from ..samplers.solver_config import solver_and_grid
+from ..samplers.solver_config import adaptive_of, solver_and_grid
 from ..samplers.table import check_same_schedule
 from .cfg import CFG
-from .layout import DEFAULT_GRID, DEFAULT_STEPS, check_strength, table_of
+from .layout import DEFAULT_GRID, DEFAULT_STEPS, check_strength, shortened, table_of
 from .pictures import batch_of_images
 
 if TYPE_CHECKING:
@@ -27,11 +39,14 @@ DEFAULT_STRENGTH = 0.8
 
 
 class Sampled(NamedTuple):
-    """images: (B, 3, H, W) float32 in [0, 1] on the CPU; what they cost; the table that made them."""
+    """images: (B, 3, H, W) float32 in [0, 1] on the CPU; what they cost; the table that made them.
+
+    After an adaptive solver the report is an AdaptiveReport, and there is no table.
+    """
 
     images: Tensor
     report: Report
-    table: Table
+    table: Table | None
 
 
 def sample(
@@ -39,7 +54,7 @@ def sample(
     prompts: str | Sequence[str],
     *,
     negative_prompts: str | Sequence[str] | None = None,
-    solver: Solver | str | None = None,
+    solver: Solver | AdaptiveDPM | str | None = None,
     steps: int | None = None,
     nfe: int | None = None,
     grid: str | Levels | None = None,
@@ -57,7 +72,8 @@ def sample(
 
     model: a diffusers pipeline of a supported family, or a Backbone (see samplers.backbones).
     negative_prompts: None for the model's own empty condition, or one, or one per prompt.
-    solver: default DPMpp2M(); or a name ("unipc-3", "DPM++ 2M Karras").       grid: a name of samplers.GRIDS, default
+    solver: default DPMpp2M(); or a name ("unipc-3", "DPM++ 2M Karras"). An adaptive one (AdaptiveDPM()) finds its steps
+    itself: grid, steps, nfe, on_tick and graph do not go with it.       grid: a name of samplers.GRIDS, default
     the one that the solver's name implies, else "lambda"; or explicit levels.
     steps: default 10.       nfe: in its place, a budget of network rows per image (two a tick with guidance); the
     largest number of steps within it is taken.       table: in place of solver, grid, steps and nfe.
@@ -77,27 +93,32 @@ def sample(
     prompts, negative_prompts, seeds = _per_image(prompts, negative_prompts, seeds)
     guidance = CFG(backbone.default_guidance_scale if guidance_scale is None else guidance_scale)
     named = table is None and (grid is None or isinstance(grid, str))
-    strength = _strength(strength, init_images is not None, named)
-    if table is None:
-        rule, implied = solver_and_grid(DPMpp2M() if solver is None else solver)
-        table = table_of(
-            backbone.schedule, rule, grid=(implied or DEFAULT_GRID) if grid is None else grid, steps=steps, nfe=nfe,
-            branches=len(guidance.branches(0, None)), strength=1.0 if strength is None else strength,
-        )  # fmt: skip
+    share = _share(strength, init_images is not None, named)
+    adaptive = adaptive_of(solver)
+    if adaptive is not None:
+        _check_adaptive(adaptive, steps=steps, nfe=nfe, grid=grid, table=table, on_tick=on_tick, graph=graph or None)
+        first = shortened(backbone.schedule, share).noisiest
     else:
-        _check_table(table, backbone, solver=solver, steps=steps, nfe=nfe, grid=grid)
+        if table is None:
+            table = _table(backbone, guidance, solver, steps, nfe, grid, share)
+        else:
+            _check_table(table, backbone, solver=solver, steps=steps, nfe=nfe, grid=grid)
+        first = table.plan.nodes[0]
     pixels = None
     if init_images is not None:
         pixels = batch_of_images(init_images, len(prompts), height, width, backbone.size_multiple)
         height, width = pixels.shape[2:]
+        pixels = None if named and share == 1.0 else pixels
     default_height, default_width = backbone.default_size
     height, width = default_height if height is None else height, default_width if width is None else width
-    shape = backbone.latent_shape(height, width)
 
+    noise = initial_noise(seeds, backbone.latent_shape(height, width)).to(backbone.device)
     network = backbone.encode(prompts, negative_prompts, height=height, width=width)
-    noise = initial_noise(seeds, shape).to(backbone.device)
-    x = _first_state(backbone, table, noise, pixels if strength != 1.0 else None)
-    result = solve(table, network, x, guidance=guidance, tape=NoiseTape(seeds), on_tick=on_tick, graph=graph)
+    x = _first_state(backbone, first, noise, pixels)
+    if table is None:
+        result = adaptive.run(network, x, guidance=guidance, begin=first)  # type: ignore[union-attr]
+    else:
+        result = solve(table, network, x, guidance=guidance, tape=NoiseTape(seeds), on_tick=on_tick, graph=graph)
     return Sampled(backbone.decode(result.x), result.report, table)
 
 
@@ -118,19 +139,26 @@ def _per_image(
     return prompts, negative_prompts, seeds
 
 
-def _strength(strength: float | None, from_images: bool, named: bool) -> float | None:
-    """The part of the schedule to run; None where the levels are explicit."""
-    if strength is not None:
-        check_strength(strength)
-        if not from_images:
-            raise ConfigError(f"strength={strength} belongs to init_images, and there are none")
-        if not named:
-            raise ConfigError(f"strength={strength} places the levels, and a table or explicit levels have theirs: "
-                              "leave strength out, the images are noised to the first of them")  # fmt: skip
-        return strength
+def _share(strength: float | None, from_images: bool, named: bool) -> float:
+    """The part of the schedule to run; 1 where the levels are explicit, which are used as they are."""
+    if strength is None:
+        return DEFAULT_STRENGTH if from_images and named else 1.0
+    check_strength(strength)
+    if not from_images:
+        raise ConfigError(f"strength={strength} belongs to init_images, and there are none")
     if not named:
-        return None
-    return DEFAULT_STRENGTH if from_images else 1.0
+        raise ConfigError(f"strength={strength} places the levels, and a table or explicit levels have theirs: leave "
+                          "strength out, the images are noised to the first of them")  # fmt: skip
+    return strength
+
+
+def _table(
+    backbone: Backbone, guidance: CFG, solver: Any, steps: int | None, nfe: int | None, grid: Any, share: float
+) -> Table:
+    rule, implied = solver_and_grid(DPMpp2M() if solver is None else solver)
+    grid = (implied or DEFAULT_GRID) if grid is None else grid
+    branches = len(guidance.branches(0, None))
+    return table_of(backbone.schedule, rule, grid=grid, steps=steps, nfe=nfe, branches=branches, strength=share)
 
 
 def _check_table(table: Table, backbone: Backbone, **others: Any) -> None:
@@ -141,9 +169,15 @@ def _check_table(table: Table, backbone: Backbone, **others: Any) -> None:
     check_same_schedule(table.schedule, backbone.schedule)
 
 
-def _first_state(backbone: Backbone, table: Table, noise: Tensor, pixels: Tensor | None) -> Tensor:
-    """x at the first node: noise alone, or the pictures' latents with as much noise as belongs there."""
-    first = table.plan.nodes[0]
+def _check_adaptive(solver: AdaptiveDPM, **others: Any) -> None:
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ConfigError(f"{given[0]}={others[given[0]]!r} does not go with {type(solver).__name__}, which chooses "
+                          "its steps while it runs: leave it out")  # fmt: skip
+
+
+def _first_state(backbone: Backbone, first: Level, noise: Tensor, pixels: Tensor | None) -> Tensor:
+    """x at the first level: noise alone, or the pictures' latents with as much noise as belongs there."""
     if pixels is None:
         return noise if backbone.schedule.noisiest.sigma <= 1.0 else noise * float(first.sigma)
     return renoise(backbone.encode_image(pixels).to(noise), noise, first)

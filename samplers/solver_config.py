@@ -12,7 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
 from ..names import ADAPTIVE_NAMES, parse_options, resolve_grid, resolve_solver
-from . import SOLVERS
+from . import ADAPTIVE, SOLVERS
+from .adaptive import AdaptiveDPM
 from .grids import GRIDS, Grid
 from .solver import Solver
 
@@ -71,6 +72,25 @@ def _solver_of_name(text: str) -> tuple[Solver, str | None]:
     return _with_texts(SOLVERS[name](), options, f"solver {name}"), named.grid
 
 
+def adaptive_of(value: Any) -> AdaptiveDPM | None:
+    """The adaptive solver that `value` is or names ("adaptive-23:rtol=0.02", "DPM adaptive"); None for anything else.
+
+    Errors: ConfigError for an unknown hyper-parameter, and for an adaptive solver's name with a grid's.
+    """
+    if not isinstance(value, str):
+        return value if isinstance(value, AdaptiveDPM) else None
+    try:
+        named = resolve_solver(value)
+    except ConfigError:
+        return None  # whoever asked for a solver says what is wrong
+    name, _, options = named.solver.partition(":")
+    if name not in ADAPTIVE:
+        return None
+    if named.grid is not None:
+        raise ConfigError(f"{value!r} names a grid, and {name} chooses its steps itself: leave {named.grid} out")
+    return _with_texts(ADAPTIVE[name](), options, f"solver {name}")
+
+
 def solver_config(solver: Solver) -> dict[str, Any]:
     """{"name": class name, **hyper-parameters}, the inverse of `solver_of` for the solvers of SOLVERS.
 
@@ -125,7 +145,7 @@ def _with(solver: Any, parameters: Mapping[str, Any], what: str) -> Solver:
     return replace(solver, **parameters)
 
 
-def _with_texts(solver: Any, options: str, what: str) -> Solver:
+def _with_texts(solver: Any, options: str, what: str) -> Any:
     types = get_type_hints(type(solver))
     known = {field.name: types[field.name] for field in fields(solver)}
     return replace(solver, **_parse_all(options, known, what))
