@@ -192,7 +192,8 @@ def test_a_unet_is_called_for_all_images_at_once():
     """Every image at its own time, finished ones left out; as the same images alone, up to the network's batch size."""
     schedule = DiscreteVP.scaled_linear()
     text = torch.randn(3, 77, 32, generator=torch.Generator().manual_seed(0))
-    network = UNetNetwork(tiny_unet(cross_attention_dim=32).eval(), {"cond": {"encoder_hidden_states": text}}, schedule, EPS)
+    unet = tiny_unet(cross_attention_dim=32).eval()
+    network = UNetNetwork(unet, {"cond": {"encoder_hidden_states": text}}, schedule, EPS)
     x = states(3, 4, 8, 8).float() * torch.tensor([0.1, 1.0, 4.0]).view(-1, 1, 1, 1)
     solver = AdaptiveDPMpp(2, atol=0.3, rtol=0.3, h_init=1.0)
     together, report = solve(solver, network, x)

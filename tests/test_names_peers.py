@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from dataclasses import dataclass
 from types import ModuleType
 
 import diffusers
@@ -15,9 +14,7 @@ import torch
 from fewstep.aliases import DIFFUSERS, GRID_DIFFERS, SAME, TRUE_ORDER
 from fewstep.names import parse_options
 from fewstep.samplers import (
-    DPM2M,
     DPM3M,
-    DPMpp2M,
     DPMpp3MAsReleased,
     Level,
     LinearVP,
@@ -62,24 +59,19 @@ def claims(steps: int):
             yield alias, steps
 
 
-@dataclass(frozen=True)
-class Released3M(DPMpp3MAsReleased):
-    """diffusers' third order: half of D2, and steps of order 2 in the midpoint form."""
+class ReleasedHeun3M(DPMpp3MAsReleased):
+    """Their third order with solver_type="heun": steps of order 2 in the taylor form."""
 
-    def step(self, plan, i, x, p, carry, noise=None):
-        x_t, after = super().step(plan, i, x, p, carry)
-        if min(plan.order[i], len(carry) + 1) == 2:
-            x_t = (DPMpp2M() if self.space is DPMpp2M.space else DPM2M()).step(plan, i, x, p, carry[:1])[0]
-        return x_t, after
+    second_order_form = "taylor"
 
 
-class ReleasedNoise3M(Released3M):
+class ReleasedNoise3M(DPMpp3MAsReleased):
     space = DPM3M.space
 
 
 AS_RELEASED = {
-    "DPMSolverMultistepScheduler:solver_order=3": Released3M(),
-    "DPMSolverMultistepScheduler:solver_order=3,solver_type=heun": DPMpp3MAsReleased(),
+    "DPMSolverMultistepScheduler:solver_order=3": DPMpp3MAsReleased(),
+    "DPMSolverMultistepScheduler:solver_order=3,solver_type=heun": ReleasedHeun3M(),
     "DPMSolverMultistepScheduler:algorithm_type=dpmsolver,solver_order=3": ReleasedNoise3M(),
 }
 

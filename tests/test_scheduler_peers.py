@@ -16,6 +16,8 @@ from fewstep.samplers import (
     EPS,
     DiscreteVP,
     DPMpp2M,
+    DPMpp3M,
+    DPMpp3MAsReleased,
     Euler,
     Outputs,
     SDEDPMpp2M,
@@ -94,6 +96,19 @@ def test_dpm_solver_multistep(unet, steps, solver_type, prediction_type):
     network = network_of(unet)
     value = difference(trajectory(ours, network, LATENTS), trajectory(peer, network, LATENTS))
     report(f"2M {solver_type}, {prediction_type}, {steps} steps", value)
+
+
+@pytest.mark.parametrize("steps", [10, 14])  # below 15 their orders fall at the end as ours do
+def test_dpm_solver_multistep_of_order_3_as_released(unet, steps):
+    peer = DPMSolverMultistepScheduler(**STABLE_DIFFUSION, algorithm_type="dpmsolver++", solver_order=3)
+    peer.set_timesteps(steps)
+    network = network_of(unet)
+    theirs = trajectory(peer, network, LATENTS)
+    report(
+        f"3M as released, {steps} steps",
+        difference(trajectory(like(peer, DPMpp3MAsReleased()), network, LATENTS), theirs),
+    )
+    assert difference(trajectory(like(peer, DPMpp3M()), network, LATENTS), theirs) > 50 * TOLERANCE
 
 
 @pytest.mark.parametrize("steps", [10, 20])
