@@ -61,6 +61,7 @@ def estimate_statistics(
     Errors: ConfigError for lams or a batch that cannot work; NumericsError for a result that is not finite.
     """
     size = _check(network.schedule, x0, lams, batch, probes, difference)
+    x0 = x0.contiguous()  # PyTorch's forward mode of group_norm refuses channels-last tensors
     samples = _Samples(x0, torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0), size, branch)
     l = torch.stack([_linear(network, samples, lam, probes, per_element, seed + 1) for lam in lams])  # noqa: E741
     grid = torch.tensor(list(lams), dtype=torch.float64)

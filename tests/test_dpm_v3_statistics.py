@@ -158,7 +158,7 @@ def test_a_network_with_attention():
     from .tiny import LATENT_SHAPE, tiny_sd
 
     network = StableDiffusion.of(tiny_sd()).encode(["a", "b"], None, height=16, width=16)
-    x0 = states(2, *LATENT_SHAPE).float()
+    x0 = states(2, *LATENT_SHAPE).float().contiguous(memory_format=torch.channels_last)
     found = estimate_statistics(network, x0, [-1.0, -0.5, 0.0], per_element=True, difference=0.05)
     level = level_at(network.schedule, -0.5)
     x = level.alpha * x0 + level.sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
