@@ -26,6 +26,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..samplers import SOLVERS
 from .harness import machine, versions
+from .work_precision_adaptive import adaptive_rows
 from .work_precision_methods import Method, grids_of, ours
 from .work_precision_peers import gate, peers
 from .work_precision_problems import IMAGES, PROBLEMS, Problem
@@ -74,6 +75,10 @@ def mean_and_half(errors: Sequence[float]) -> tuple[float | None, float | None]:
     return float(values.mean()), 1.96 * float(values.std()) / len(errors) ** 0.5 if len(errors) > 1 else None
 
 
+def mean_error(x: Tensor, reference: Tensor) -> float:
+    return sum(errors := relative_errors(x, reference)) / len(errors)
+
+
 def work(problem: Problem, options: argparse.Namespace) -> Iterator[tuple[Method, int]]:
     """What is to be measured: the budgets that decide first, ours and the peers' in turns."""
     methods = ours(problem.schedule, options.solvers or SOLVERS)
@@ -116,6 +121,8 @@ def run(problem: Problem, options: argparse.Namespace, path: Path, deadline: flo
             rows.append(row)
             records[case] = min(records.get(case, math.inf), worth(row))
     facts["left_out"] = left
+    if options.adaptive:
+        facts["adaptive"] = adaptive_rows(problem, reference, mean_error)
     print(f"{problem.name}: {len(rows)} rows, {left} left out", file=sys.stderr)
     return facts
 
@@ -150,10 +157,9 @@ def load_reference(problem: Problem, cache: Path) -> Tensor:
 def reference_facts(problem: Problem, cache: Path) -> dict[str, Any]:
     """steps, and how far the run of half as many steps is from it: its own convergence."""
     full, half = (_kept(problem, cache, n) for n in (problem.steps, problem.steps // 2))
-    distance = mean_and_half(relative_errors(half, full))[0]
     return {
         "steps": problem.steps,
-        "half_steps_error": distance,
+        "half_steps_error": mean_error(half, full),
         problem.metric: problem.score(full),
     }
 
@@ -179,7 +185,8 @@ def write(out: Path, facts: Sequence[dict[str, Any]]) -> str:
     """
     path = out / f"{NAME}.json"
     old = json.loads(path.read_text(encoding="utf-8"))["problems"] if path.is_file() else []
-    of = {fact["name"]: fact for fact in [*old, *facts]}
+    kept = {fact["name"]: {"adaptive": fact["adaptive"]} for fact in old if "adaptive" in fact}
+    of = {fact["name"]: kept.get(fact["name"], {}) | fact for fact in [*old, *facts]}
     rows = [r for r in read_rows(out / f"{NAME}.csv") if r.problem in of and r.images == of[r.problem]["images"]]
     report = {
         "schema": 1,
@@ -241,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--solvers", nargs="+", metavar="NAME", help="of samplers.SOLVERS (default: all)")
     parser.add_argument("--grids", nargs="+", metavar="NAME", help="our grids (default: all)")
     parser.add_argument("--no-peers", action="store_true", help="leave out diffusers' rows")
+    parser.add_argument("--adaptive", action="store_true", help="also the adaptive solvers, over tolerances")
     parser.add_argument("--nfe", type=int, nargs="+", default=list(BUDGETS), metavar="N", help="evaluations a branch")
     parser.add_argument("--images", type=int, help="default: 256 latents, or 32 prompts")
     parser.add_argument("--threads", type=int, help="torch's number of CPU threads (default: torch's own choice)")

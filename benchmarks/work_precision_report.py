@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .overhead_peers import PEER
+from .work_precision_adaptive import adaptive_lines
 from .work_precision_rows import Row
 
 DECIDING = (8, 10, 12)  # evaluations that a default is chosen for
@@ -156,7 +157,7 @@ def _section(fact: Mapping[str, Any], rows: Sequence[Row], ranked: Sequence[dict
     if sde:
         what = "accepted pictures" if metric == "accuracy" else "distance of each coordinate's marginal (Wasserstein-1)"
         lines += [f"Methods that draw noise follow no trajectory; their {what}:", "", *_table(sde, metric)]
-    return lines
+    return [*lines, *adaptive_lines(fact.get("adaptive", ()))]
 
 
 def _table(rows: Sequence[Row], what: str) -> list[str]:

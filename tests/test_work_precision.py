@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from fewstep.benchmarks import work_precision as wp
+from fewstep.benchmarks import work_precision_adaptive as adaptive
 from fewstep.benchmarks import work_precision_methods as methods
 from fewstep.benchmarks import work_precision_peers as peers
 from fewstep.benchmarks import work_precision_problems as problems
@@ -266,3 +267,14 @@ def test_tables_name_what_was_used():
     report = {"machine": {"processor": "m", "cores": 1}, "versions": {}, "gates": [], "problems": [fact]}
     page = markdown(report, rows, rankings(rows))
     assert "| `heun` | **0.25** x (7) |" in page and "| `2m` | 0.5 x |" in page
+
+
+def test_adaptive_solvers_pay_for_precision():
+    problem = replace(problems.mixture(2), steps=60)
+    found = adaptive.adaptive_rows(problem, problem.integrate(60), wp.mean_error)
+    for name in adaptive.ADAPTIVE:
+        rows = [row for row in found if row["method"] == name]
+        assert rows[-1]["evaluations"] > rows[0]["evaluations"] and rows[-1]["error"] < rows[0]["error"]
+    failed = [{"method": "x", "rtol": rtol, "failed": "too long"} for rtol in adaptive.TOLERANCES]
+    page = adaptive.adaptive_lines([*found, *failed])
+    assert len(page) == 4 + len(adaptive.ADAPTIVE) + 2 and page[-2].startswith("| `x` | failed |")
