@@ -214,3 +214,9 @@ def test_the_document_is_the_table():
     programs = tuple(f"| {program} |" for program in SOLVER_TABLES)
     rows = [line for line in text.splitlines() if line.startswith(programs)]
     assert rows == [*rows_of(SOLVER_TABLES), *rows_of(GRID_TABLES)]
+
+
+def test_the_solvers_page_has_every_name():
+    page = (Path(__file__).parents[1] / "docs" / "solvers.md").read_text(encoding="utf-8")
+    missing = [name for name in (*SOLVER_NAMES, *ADAPTIVE_NAMES, *GRID_NAMES) if f"`{name}`" not in page]
+    assert not missing

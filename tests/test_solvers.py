@@ -100,7 +100,9 @@ def slope(errors: list[float]) -> float:
 
 
 def check_order(row: Row) -> None:
-    assert slope(errors_of(row)) >= row.order - 0.15
+    found = slope(errors_of(row))
+    print(f"{row}: slope {found:.2f}")
+    assert found >= row.order - 0.15
 
 
 @every_ode
