@@ -70,7 +70,7 @@ class Ancestral:
 
     def _inner(self, s: Level, t: Level, d: Level, schedule: NoiseSchedule) -> Level:
         try:
-            return level_at(schedule, s.lam + MIDWAY * (d.lam - s.lam))
+            return level_at(schedule, float(s.lam + MIDWAY * (d.lam - s.lam)))
         except ConfigError as error:
             if self.eta <= 1.0:
                 raise
