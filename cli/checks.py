@@ -37,7 +37,8 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
     close = [name for name in allowed if plain in (name, name.replace("-", ""))]
     close = close or get_close_matches(value.lower(), allowed, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ConfigError(f"{option} {value!r} does not exist: expected one of {', '.join(allowed)}{hint}")
+    expected = f"one of {', '.join(allowed)}" if len(allowed) > 1 else allowed[0]
+    raise ConfigError(f"{option} {value!r} does not exist: expected {expected}{hint}")
 
 
 def whole(option: str, value: int, low: int, high: int) -> int:

@@ -14,8 +14,8 @@ DEFAULT_SOLVER, DEFAULT_SCHEDULE, DEFAULT_STEPS = "2m", "lambda", 10
 
 
 class How(NamedTuple):
-    """solver: canonical, as in "sde-2m:eta=0.5".       schedule: likewise, or "table".       steps: None for a budget.
-
+    """solver: canonical, as in "sde-2m:eta=0.5".       schedule: likewise, or "table", or "adaptive" for a solver that
+    chooses its steps while it runs.       steps: None for that, and for a budget.
     notes: what other programs' names became, for standard error.
     """
 
@@ -41,15 +41,14 @@ def choose(
         return _of_table(find_table(table), solver=solver, schedule=schedule, steps=steps, nfe=nfe)
     named = solver_named(DEFAULT_SOLVER if solver is None else solver)
     notes = _notes(solver, named)
+    if named.solver.partition(":")[0] in ADAPTIVE_NAMES:
+        return _adaptive(named, notes, schedule=schedule, steps=steps, nfe=nfe)
     if schedule is not None:
         grid = schedule_named(schedule)
         if named.grid is not None and named.grid != grid:
             notes += (f"--solver {solver!r} also names the schedule {named.grid}; --schedule {grid} is used",)
     else:
         grid = named.grid or DEFAULT_SCHEDULE
-    if named.solver.partition(":")[0] in ADAPTIVE_NAMES:
-        raise ConfigError(f"--solver {named.solver} chooses its steps while it runs, which the command line cannot do; "
-                          "from Python: fewstep.samplers.AdaptiveDPM")  # fmt: skip
     return How(named.solver, grid, DEFAULT_STEPS if steps is None and nfe is None else steps, nfe, None, notes)
 
 
@@ -90,6 +89,14 @@ def _notes(given: str | None, named: NamedSolver) -> tuple[str, ...]:
         return ()
     grid = f", schedule {named.grid}" if named.grid else ""
     return (f"{given!r} is --solver {named.solver}{grid} here ({named.exact})",)
+
+
+def _adaptive(named: NamedSolver, notes: tuple[str, ...], **given: str | int | None) -> How:
+    for option, value in {**given, "schedule": given["schedule"] or named.grid}.items():
+        if value is not None:
+            raise ConfigError(f"--{option} {value} does not go with --solver {named.solver}, which chooses its steps "
+                              "while it runs: leave it out (rtol=... and atol=... say how exactly)")  # fmt: skip
+    return How(named.solver, "adaptive", None, None, None, notes)
 
 
 def _of_table(ref: TableRef, *, solver: str | None, schedule: str | None, steps: int | None, nfe: int | None) -> How:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..errors import ConfigError, FewstepError, IncompatibleError
 from .console import Console
@@ -17,7 +17,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..samplers import NoiseSchedule, Table
+    from ..samplers import AdaptiveDPM, NoiseSchedule, Table
     from ..samplers.backbones import Backbone
     from .table_ref import TableRef
 
@@ -26,20 +26,17 @@ if TYPE_CHECKING:
 class Model:
     """A loaded model and what it makes of the settings.
 
+    plan: the table, or a solver that makes none.
     pixels: (1, 3, height, width) of the picture to start from, if the run begins with one.
     """
 
     backbone: Backbone
-    table: Table
+    plan: Table | AdaptiveDPM
     height: int
     width: int
     scale: float
     pixels: Tensor | None
     commit: str | None
-
-    @property
-    def steps(self) -> int:
-        return steps_of(self.table)
 
 
 def steps_of(table: Table) -> int:
@@ -53,9 +50,9 @@ def load(settings: Settings, console: Console) -> Model:
     console.note(f"loading {ref.name} ...{hub}")
     from ..samplers.backbones import load_backbone
 
-    device, table = plan(settings)
+    device, how = plan(settings)
     if settings.nfe is not None:
-        console.note(budget_line(settings, table))
+        console.note(budget_line(settings, how))
     console.hush_loaded()
     with broken(ref):
         backbone = load_backbone(
@@ -75,13 +72,24 @@ def load(settings: Settings, console: Console) -> Model:
     _warn_of_long_prompts(settings, backbone, console)
     console.detail(
         f"{backbone.family} on {backbone.device}, {settings.dtype}, {width}x{height}, guidance scale {scale:g}, "
-        f"{table.evaluations} evaluations a picture: {table.solver}"
+        + (f"{evaluations_of(how)} evaluations a picture: {how.solver}" if is_table(how) else repr(how))
     )
-    return Model(backbone, table, height, width, float(scale), pixels, _commit(ref))
+    return Model(backbone, how, height, width, float(scale), pixels, _commit(ref))
 
 
-def plan(settings: Settings) -> tuple[str, Table]:
-    """(device, table): every check that needs torch, or a scheduler config from the hub, but no weights."""
+def is_table(how: Table | AdaptiveDPM) -> TypeGuard[Table]:
+    from ..samplers import Table
+
+    return isinstance(how, Table)
+
+
+def evaluations_of(how: Table | AdaptiveDPM) -> int | None:
+    """Of a picture, if that is known before the run."""
+    return how.evaluations if is_table(how) else None
+
+
+def plan(settings: Settings) -> tuple[str, Table | AdaptiveDPM]:
+    """(device, table or adaptive solver): every check that needs torch, or a hub's scheduler config, but no weights."""
     import torch
 
     from ..kernels import choice
@@ -94,6 +102,8 @@ def plan(settings: Settings) -> tuple[str, Table]:
     check_model(settings.model.location)
     if settings.table is not None:
         return device, saved_table(settings.model, settings.table)
+    if settings.schedule == "adaptive":
+        return device, _adaptive(settings)
     table = trace_of(
         settings.model, settings.solver, settings.schedule, settings.steps,
         nfe=settings.nfe, branches=settings.branches, strength=settings.share,
@@ -101,8 +111,20 @@ def plan(settings: Settings) -> tuple[str, Table]:
     return device, table
 
 
-def budget_line(settings: Settings, table: Table) -> str:
+def _adaptive(settings: Settings) -> AdaptiveDPM:
+    from ..guidance.layout import shortened
+    from ..samplers.solver_config import adaptive_of
+
+    noise, _ = schedule_of(settings.model)
+    shortened(noise, settings.share)  # refuses a strength that leaves nothing to do
+    found = adaptive_of(settings.solver)
+    assert found is not None, settings.solver
+    return found
+
+
+def budget_line(settings: Settings, table: Table | AdaptiveDPM) -> str:
     """What a budget was found to pay for."""
+    assert is_table(table)
     cost = table.evaluations * settings.branches
     steps = "1 step" if steps_of(table) == 1 else f"{steps_of(table)} steps"
     return f"--nfe {settings.nfe}: {steps} of {settings.solver}, which cost {cost} a picture"

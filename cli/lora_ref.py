@@ -86,7 +86,7 @@ def _find(text: str) -> LoraRef:
             raise ConfigError(f"--lora {path.name!r} is no LoRA: expected a .safetensors file")
         head = read_head(path, "--lora")
         if not any(mark in key.lower() for key in head for mark in _MARKS if key != "__metadata__"):
-            raise ConfigError(f"--lora {path.name!r} is no LoRA: none of its {len(head)} entries is named like one")
+            raise ConfigError(f"--lora {path.name!r} is no LoRA: none of its {len(head)} entries has a LoRA's name")
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except (OSError, ValueError) as error:

@@ -122,7 +122,9 @@ def command(fields: dict[str, Any]) -> list[str]:
     if "table" in fields:
         arguments += ["--table", fields["table"]["name"]]
     else:
-        arguments += ["--solver", fields["solver"], "--schedule", fields["schedule"], "--steps", str(fields["steps"])]
+        arguments += ["--solver", fields["solver"]]
+    if fields["schedule"] not in ("table", "adaptive"):
+        arguments += ["--schedule", fields["schedule"], "--steps", str(fields["steps"])]
     if "init_image" in fields:
         arguments += ["--init-image", image_name(fields)]
         arguments += _pair("--strength", repr(fields["strength"]) if "strength" in fields else None)

@@ -11,7 +11,7 @@ from ..errors import FewstepError, NumericsError
 from ..files import write_atomic
 from . import output, png, record
 from .console import Console, emit
-from .load import Model, broken, load
+from .load import Model, broken, evaluations_of, is_table, load, steps_of
 from .settings import Item, Settings
 
 if TYPE_CHECKING:
@@ -80,12 +80,14 @@ def _batches(
     paths: bool,
 ) -> None:
     start = time.perf_counter()
-    with console.progress(len(todo) * model.table.evaluations if model else 0) as bar:
+    ticks = evaluations_of(model.plan) if model else 0
+    with console.progress(len(todo) * (1 if ticks is None else ticks)) as bar:
         for batch in settings.batches:
             if model is not None and any(item.index not in outcome.lines for item in batch):
                 _describe(bar, batch, settings.total)
                 with console.hushed():
                     _make(settings, target, outcome, model, batch, bar)
+                bar.update(1 if ticks is None else 0)
             for item in batch:
                 if item.index in outcome.failed:
                     bar.clear()
@@ -111,26 +113,36 @@ def _make(
     except NumericsError as error:
         outcome.failed |= {item.index: str(error) for item in missing}
         return
-    resolved = record.Resolved(
-        height=model.height,
-        width=model.width,
-        steps=model.steps,
-        guidance_scale=model.scale,
-        device=model.backbone.device.type,
-        evaluations=sampled.report.evaluations,
-        nfe=sum(sampled.report.nfe_per_branch.values()),
-        commit=model.commit,
-    )
     for item in missing:
-        pixels = sampled.images[item.index - batch[0].index]
+        row = item.index - batch[0].index
+        pixels = sampled.images[row]
         if not pixels.isfinite().all():
             outcome.failed[item.index] = f"its pixels are no numbers; try another --dtype than {settings.dtype}"
             continue
-        fields = record.record(settings, item, batch, resolved)
+        fields = record.record(settings, item, batch, _resolved(model, sampled, row))
         path = target.path(item)
         write_atomic(path, png.encode(png.picture(pixels), record.texts(fields) if settings.metadata else {}))
         outcome.lines[item.index] = output.log_line(path, fields)
         _log(target, outcome, outcome.lines[item.index])
+
+
+def _resolved(model: Model, sampled: Sampled, row: int) -> record.Resolved:
+    """What the picture in this row of a batch cost, and what its settings became."""
+    report: Any = sampled.report
+    if sampled.table is not None:
+        steps, evaluations, nfe = steps_of(sampled.table), report.evaluations, sum(report.nfe_per_branch.values())
+    else:
+        steps, evaluations, nfe = report.accepted[row] + 1, report.ticks[row], report.nfe_per_image[row]
+    return record.Resolved(
+        height=model.height,
+        width=model.width,
+        steps=steps,
+        guidance_scale=model.scale,
+        device=model.backbone.device.type,
+        evaluations=evaluations,
+        nfe=nfe,
+        commit=model.commit,
+    )
 
 
 def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) -> Sampled:
@@ -141,19 +153,21 @@ def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) 
     def count(*_: Any) -> None:
         bar.update(1)
 
+    how: dict[str, Any] = {"table": model.plan, "on_tick": count}
+    if not is_table(model.plan):
+        how = {"solver": model.plan, "strength": None if model.pixels is None else settings.share}
     try:
         with broken(settings.model):
             return sample(
                 model.backbone,
                 [item.prompt for item in batch],
                 negative_prompts=None if negative is None else [negative] * len(batch),
-                table=model.table,
                 init_images=model.pixels,
                 guidance_scale=model.scale,
                 seeds=[item.seed for item in batch],
                 height=model.height,
                 width=model.width,
-                on_tick=count,
+                **how,
             )
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "memory" in str(error).lower():

@@ -11,7 +11,7 @@ from .console import Console, emit
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from ..samplers import Table
+    from ..samplers import AdaptiveDPM, Table
 
 EXAMPLES = """\b
 Examples:
@@ -86,7 +86,7 @@ def sample(
 
 
 def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: Console, notes: Sequence[str]) -> int:
-    from .load import plan, steps_of
+    from .load import evaluations_of, is_table, plan, steps_of
     from .output import check_grid, finished
     from .table_ref import digest_of
 
@@ -96,8 +96,8 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
     with console.hushed():
         from ..samplers.table_file import encode
 
-        table = plan(settings)[1]
-        digest = digest_of(encode(table))
+        how = plan(settings)[1]
+        digest = digest_of(encode(how)) if is_table(how) else None
     for note in notes:
         console.note(note)
     files = [str(target.path(item)) for item in settings.items]
@@ -106,10 +106,11 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
             {"file": file, "index": item.index, "prompt": item.prompt, "seed": item.seed, "there": item.index in kept}
             for file, item in zip(files, settings.items, strict=True)
         ]
-        found = {"dry_run": True, "run": settings.run, "evaluations": table.evaluations, "steps": steps_of(table)}
+        found = {"dry_run": True, "run": settings.run, "evaluations": evaluations_of(how)}
+        found |= {"steps": steps_of(how) if is_table(how) else None}
         emit(json.dumps({**found, **settings.extras(), "table": digest, "images": images}))
         return 0
-    for name, text in _described(settings, table, digest, len(kept)).items():
+    for name, text in _described(settings, how, digest, len(kept)).items():
         emit(f"{name:<10} {text}")
     middle = ["..."] if len(files) > 6 else []
     for file in [*files[:5], *middle, *files[5:][-1:], *([str(target.grid)] if grid else [])]:
@@ -117,27 +118,30 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
     return 0
 
 
-def _described(settings: Settings, table: Table, digest: str, kept: int) -> dict[str, str]:
+def _described(settings: Settings, how: Table | AdaptiveDPM, digest: str | None, kept: int) -> dict[str, str]:
     """What a run would do, in words."""
-    from .load import budget_line, steps_of
+    from .load import budget_line, is_table, steps_of
 
     scale = settings.guidance_scale if settings.guidance_scale is not None else settings.model.default_scale
     offload = "" if settings.offload is None else ", offloaded"
     lines = {"model": f"{settings.model.name} ({settings.model.kind}), {settings.dtype} on {settings.device}{offload}"}
     for lora in settings.loras:
         lines["lora" if "lora" not in lines else f"lora {len(lines)}"] = f"{lora.name}, weight {lora.weight:g}"
+    cost = f"{steps_of(how)} steps = {how.evaluations} evaluations" if is_table(how) else "as many steps as it takes"
     lines["sampling"] = (
-        f"{settings.solver}, schedule {settings.schedule}, {steps_of(table)} steps = {table.evaluations} evaluations, "
+        f"{settings.solver}, schedule {settings.schedule}, {cost}, "
         f"guidance scale {'default' if scale is None else f'{scale:g}'}"
     )
     if settings.nfe is not None:
-        lines["budget"] = budget_line(settings, table)
-    lines["table"] = digest if settings.table is None else f"{digest}, from {settings.table.name}"
+        lines["budget"] = budget_line(settings, how)
+    if digest is not None:
+        lines["table"] = digest if settings.table is None else f"{digest}, from {settings.table.name}"
     size = [str(side) if side else "default" for side in (settings.width, settings.height)]
     if settings.init_image is not None:
         width, height = settings.init_image.size
         share = "" if settings.table else f", strength {settings.share:g}"
-        lines["start"] = f"from a picture of {width}x{height}{share}: noise at time {float(table.plan.nodes[0].time):g}"
+        noise = f": noise at time {float(how.plan.nodes[0].time):g}" if is_table(how) else ""
+        lines["start"] = f"from a picture of {width}x{height}{share}{noise}"
         size = ["its size" if side == "default" else side for side in size]
     lines["pictures"] = (
         f"{settings.total} of {' x '.join(size)} pixels, seeds {settings.seed} to "
@@ -183,12 +187,13 @@ def _report(settings: Settings, target: Any, outcome: Any, sheet: str | None) ->
         else:
             status = "kept" if item.index in outcome.kept else "made"
             images.append(image | {"status": status, "nfe": outcome.lines[item.index]["nfe"]})
+    steps = next((line["steps"] for line in outcome.lines.values()), settings.steps)
     return {
         "run": settings.run,
         "model": settings.model.identity(),
         "solver": settings.solver,
         "schedule": settings.schedule,
-        "steps": next((line["steps"] for line in outcome.lines.values()), settings.steps),
+        "steps": None if settings.schedule == "adaptive" else steps,
         **settings.extras(),
         "images": images,
         "grid": sheet,

@@ -48,6 +48,8 @@ def table(
 
     checks.one_of("--format", format, checks.FORMATS)
     how = choose(solver, schedule, steps)
+    if how.schedule == "adaptive":
+        raise ConfigError(f"--solver {how.solver} chooses its steps while it runs: there is no table to show")
     checks.strength(strength)
     ref = find_model(model, None, revision)
     target = None if save is None else _writable(save)

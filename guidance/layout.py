@@ -81,8 +81,8 @@ def steps_within(nfe: int, branches: int, evaluations: Callable[[int], int]) -> 
         raise ConfigError(f"nfe must be a whole number, at least 1: network evaluations per image, got {nfe!r}")
     least = evaluations(1) * branches
     if least > nfe:
-        guided = f", {branches} for each evaluation with guidance" if branches > 1 else ""
-        raise ConfigError(f"a budget of {nfe} is too small: one step of this solver costs {least}{guided}")
+        guided = f" with guidance, which takes {branches} for each of the solver's" if branches > 1 else ""
+        raise ConfigError(f"a budget of {nfe} network evaluations is too small: one step costs {least}{guided}")
 
     def fits(n: int) -> bool:
         try:

@@ -39,13 +39,13 @@ def test_a_budget_gives_the_most_steps_that_do_not_exceed_it(solver, branches):
 
 
 def test_budgets_that_cannot_be():
-    with pytest.raises(ConfigError, match="a budget of 1 is too small: one step of this solver costs 2, 2 for each"):
+    with pytest.raises(ConfigError, match="one step costs 2 with guidance, which takes 2 for each"):
         table_of(SD, DPMpp2M(), nfe=1, branches=2)
     for nfe in (0, -3, 2.5, True):
         with pytest.raises(ConfigError, match="nfe must be a whole number"):
             table_of(SD, DPMpp2M(), nfe=nfe)
     for more in ({"steps": 3}, {"grid": uniform_lambda(SD, 3)}):
-        with pytest.raises(ConfigError, match="both given|explicitly"):
+        with pytest.raises(ConfigError, match=r"both given|explicitly"):
             table_of(SD, DPMpp2M(), nfe=8, **more)
 
 
@@ -105,7 +105,7 @@ def test_strengths_that_cannot_be():
     for strength in (0.0, -1.0, 1.1, float("nan"), "a", True):
         with pytest.raises(ConfigError, match="strength must be"):
             table_of(SD, DPMpp2M(), strength=strength)
-    with pytest.raises(ConfigError, match="at least 0.002"):
+    with pytest.raises(ConfigError, match=r"at least 0\.002"):
         table_of(SD, DPMpp2M(), strength=0.001)
     with pytest.raises(ConfigError, match="explicitly"):
         table_of(SD, DPMpp2M(), grid=from_times(SD, [900, 10]), strength=0.5)
