@@ -49,5 +49,11 @@ def _plain(error: Any, name: str | None, context: Any) -> str:
         return f"there is no option {name}" + (f"; did you mean {close[0]}?" if close else "")
     text = " ".join(error.format_message().split()).rstrip(".")
     if kind == "BadParameter" and getattr(error, "param", None) is not None:
-        text = f"{max(error.param.opts, key=len)}: {error.message}"
+        text = f"{max(error.param.opts, key=len)}: {error.message}{_source(error.param, context)}"
     return text[:1].lower() + text[1:] if not text.startswith("-") else text
+
+
+def _source(param: Any, context: Any) -> str:
+    """Where a wrong value came from, if nobody typed it."""
+    found = context.get_parameter_source(param.name) if context is not None else None
+    return " (from --config)" if getattr(found, "name", "") == "DEFAULT_MAP" else ""

@@ -40,15 +40,10 @@ def choose(
     if table is not None:
         return _of_table(find_table(table), solver=solver, schedule=schedule, steps=steps, nfe=nfe)
     named = solver_named(DEFAULT_SOLVER if solver is None else solver)
-    notes = _notes(solver, named)
     if named.solver.partition(":")[0] in ADAPTIVE_NAMES:
-        return _adaptive(named, notes, schedule=schedule, steps=steps, nfe=nfe)
-    if schedule is not None:
-        grid = schedule_named(schedule)
-        if named.grid is not None and named.grid != grid:
-            notes += (f"--solver {solver!r} also names the schedule {named.grid}; --schedule {grid} is used",)
-    else:
-        grid = named.grid or DEFAULT_SCHEDULE
+        return _adaptive(named, _notes(solver, named, None), schedule=schedule, steps=steps, nfe=nfe)
+    grid = schedule_named(schedule) if schedule is not None else named.grid or DEFAULT_SCHEDULE
+    notes = _notes(solver, named, grid)
     return How(named.solver, grid, DEFAULT_STEPS if steps is None and nfe is None else steps, nfe, None, notes)
 
 
@@ -83,12 +78,14 @@ def _known(resolve: Callable[[str], tuple[Any, ...]], text: str) -> tuple[Any, .
         return None
 
 
-def _notes(given: str | None, named: NamedSolver) -> tuple[str, ...]:
-    """A line where what was typed is another program's name."""
+def _notes(given: str | None, named: NamedSolver, grid: str | None) -> tuple[str, ...]:
+    """A line where what was typed is another program's name.       grid: the schedule that is used."""
     if given is None or (given.strip().lower() == named.solver and named.grid is None):
         return ()
-    grid = f", schedule {named.grid}" if named.grid else ""
-    return (f"{given!r} is --solver {named.solver}{grid} here ({named.exact})",)
+    schedule = ""
+    if named.grid is not None:
+        schedule = f" --schedule {named.grid}" if named.grid == grid else f", on --schedule {grid} as you say,"
+    return (f"{given!r} is --solver {named.solver}{schedule} here ({named.exact})",)
 
 
 def _adaptive(named: NamedSolver, notes: tuple[str, ...], **given: str | int | None) -> How:
