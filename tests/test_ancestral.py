@@ -6,22 +6,28 @@ import itertools
 import math
 
 import pytest
+import torch
+from diffusers import KDPM2AncestralDiscreteScheduler
 
 from fewstep.errors import ConfigError
 from fewstep.samplers import (
+    EDM,
     DiscreteVP,
     DPM2Ancestral,
     DPMpp2SAncestral,
     DPMppSDE,
+    GeneratorTape,
     Level,
     RectifiedFlow,
     level_at,
+    solve,
     trace,
     uniform_lambda,
 )
 from fewstep.samplers.ancestral import split
 
-from .solver_rows import VP, uneven_levels
+from .problems import Mixture
+from .solver_rows import VP, relative, states, uneven_levels
 
 
 def x_next(row):
@@ -70,6 +76,27 @@ def test_ancestral_steps_are_k_diffusions(eta):
             assert math.isclose(second["carry0"] / t.alpha, of_x, rel_tol=1e-11)
             assert math.isclose(inner / t.alpha, of_m, rel_tol=1e-11)
             assert abs(second.get("carry1", 0.0)) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # in diffusers, with numpy 2
+def test_dpm2_ancestral_is_diffusers():
+    """The same noises and evaluations as KDPM2AncestralDiscreteScheduler on its own levels, which are float32: 1e-7."""
+    peer = KDPM2AncestralDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    peer.set_timesteps(8)
+    sigmas = list(dict.fromkeys(float(v) for v in peer.sigmas))  # each stands there twice
+    schedule = EDM(1e-9, 1e9)
+    network, levels = Mixture(schedule), tuple(Level(sigma, 1.0, sigma) for sigma in sigmas)
+    x = sigmas[0] * states(4, 6)
+    ours = solve(
+        trace(DPM2Ancestral(), levels, schedule), network, x, tape=GeneratorTape(torch.Generator().manual_seed(1))
+    ).x
+    generator = torch.Generator().manual_seed(1)
+    for time in peer.timesteps:
+        k = peer.step_index or 0
+        sigma = float(peer.sigmas[k] if peer.state_in_first_order else peer.sigmas_interpol[k - 1])
+        eps = network(x, Level(sigma, 1.0, sigma), ("cond",))[0]
+        x = peer.step(eps, time, x, generator=generator).prev_sample
+    assert relative(ours, x) < 1e-6
 
 
 def test_more_noise_than_there_is():
