@@ -104,7 +104,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """The scheduler for the model that `config` (of any diffusers scheduler, or ours) belongs to.
 
-        kwargs: fields of __init__ that override the config's; `solver` and `grid` above all.
+        kwargs: fields of __init__ that override the config's; `solver` and `grid` above all. What the config says of
+        its own method and grid (solver_order, use_karras_sigmas, timestep_spacing, sigma_min of a grid) is not taken.
         """
         if not isinstance(config, Mapping):
             return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)

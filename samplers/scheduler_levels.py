@@ -159,7 +159,7 @@ def _default_times(asked: Asked, scale: float, steps: int) -> list[float]:
 
 def _is_default(asked: Asked, scale: float) -> bool:
     """Whether the sigmas are a pipeline's own: 1, 1 - 1/n, ..., or evenly spaced from 1 up to rounding (CogView4)."""
-    sigmas = asked.sigmas or ()
+    sigmas = list(asked.sigmas or ())
     n = len(sigmas)
     if asked.times is None:
         return all(abs(s - (1.0 - i / n)) < 1e-6 for i, s in enumerate(sigmas))

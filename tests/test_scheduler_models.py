@@ -15,7 +15,7 @@ from fewstep.samplers.from_config import schedule_from_config
 from fewstep.samplers.scheduler import FewstepScheduler
 from fewstep.samplers.scheduler_schedules import LabelledFlow, PreconditionedVE
 
-from .tiny import STABLE_DIFFUSION
+from .tiny import STABLE_DIFFUSION, tiny_sdxl
 
 X = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(7))
 TOLERANCE = 1e-5
@@ -159,3 +159,67 @@ def test_flow_unipc_of_wan():
     peer.timesteps = peer.sigmas[:-1] * 1000
     peer.set_begin_index(0)
     check_flow(ours, peer)
+
+
+# --- the schedules and their configs ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [LabelledFlow(), LabelledFlow(shift=0.6), LabelledFlow(inverted=True), LabelledFlow(1.0, 3.0, True),
+     PreconditionedVE(), PreconditionedVE(0.3, 500.0, 1.0, "atan")],
+    ids=repr,
+)  # fmt: skip
+def test_times_and_levels_are_inverses(schedule):
+    top, bottom = schedule.noisiest, schedule.cleanest
+    low = max(float(top.lam), -float(bottom.lam) if top.alpha == 0.0 else -math.inf)
+    for i in range(21):
+        lam = low + (float(bottom.lam) - low) * i / 20
+        time = schedule.time_of(lam)
+        level = schedule.level(time)
+        assert level.time == time and level.lam == pytest.approx(lam, abs=1e-9)
+    for level in (top, bottom):
+        again = schedule.level(level.time)
+        assert again.alpha == pytest.approx(level.alpha, abs=1e-12) and again.sigma == pytest.approx(level.sigma)
+    assert schedule.clean.sigma == 0.0 and schedule.clean.alpha == 1.0
+    assert all(isinstance(value, str | int | float) for value in schedule.describe().values())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EDM,
+        {"_class_name": "CosineDPMSolverMultistepScheduler"},
+        {"timestep_type": "continuous", "prediction_type": "v_prediction", **STABLE_DIFFUSION},
+        {"_class_name": "CogVideoXDPMScheduler", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True, "time_shift_type": "linear",
+         "shift_terminal": 0.1, "base_shift": 0.25, "max_image_seq_len": 8192},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True},
+        {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True,
+         "flow_shift": 5.0},
+    ],
+    ids=lambda config: str(config.get("_class_name")),
+)  # fmt: skip
+@pytest.mark.parametrize("grid", [None, "karras", {"name": "polyexponential", "rho": 1.5}], ids=str)
+def test_every_kind_survives_a_file(config, grid, tmp_path):
+    made = FewstepScheduler.from_config(config, solver="3s", grid=grid)
+    made.save_pretrained(tmp_path)
+    loaded = FewstepScheduler.from_pretrained(tmp_path)
+    assert loaded.schedule == made.schedule and loaded.solver == made.solver and loaded.config["grid"] == grid
+    for field in ("base_shift", "max_image_seq_len"):  # what pipelines compute mu from
+        assert loaded.config.get(field) == config.get(field)
+    for scheduler in (made, loaded):
+        scheduler.set_timesteps(7, mu=0.8 if scheduler.config["shift_terminal"] else None)
+    assert torch.equal(loaded.timesteps, made.timesteps) and torch.equal(loaded.sigmas, made.sigmas)
+
+
+def test_playground_in_its_pipeline():
+    """An SDXL pipeline on EDM levels, the network's input scaled by the scheduler: as with diffusers' own 2M."""
+    pipe = tiny_sdxl(diffusers.EDMDPMSolverMultistepScheduler())
+    call = {"num_inference_steps": 8, "guidance_scale": 3.0, "output_type": "latent"}
+    top = math.sqrt(80.0**2 + 1.0)  # what it scales the latents by; here their standard deviation is that of the noise
+    x = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    theirs = pipe("a dog", latents=x * 80.0 / top, **call).images
+    pipe.scheduler = FewstepScheduler.of(pipe, solver=DPMpp2M(), grid="karras")
+    ours = pipe("a dog", latents=x, **call).images
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
