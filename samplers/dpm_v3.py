@@ -14,8 +14,8 @@ D_k and Q_k = int E prod_{j < k} (lam - lam_j):    y_t = A ( y_s - Q_0 g_s - sum
 
 l = 1, s = b = 0 is data prediction (order 1: DDIM, 2: 2M "taylor", 3: 3M), l = 0, s = -1, b = 0 noise prediction. The
 order holds for any smooth statistics; good ones make the error small. f, not g, is remembered: g is f relative to s.
-Source: Zheng, Lu, Chen, Zhu 2023, arXiv:2310.13268, equations 4-16 and algorithm 2. Equal to the authors' released code
-but for its quadrature, see dpm_v3_integrals.
+Source: Zheng, Lu, Chen, Zhu 2023, arXiv:2310.13268, equations 4-16 and algorithm 2. Measured equal to the authors' code
+when given its quadrature and its times, which it moves to knots.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError
 from .dpm_v3_integrals import integrals
 from .dpm_v3_statistics import EmpiricalStatistics
-from .engine import Guidance, Network, Outputs, branches_and_weights
+from .engine import Guidance, Network, Outputs, branches_and_weights, check_outputs
 from .form import LinearForm
 from .grids import Levels
 from .levels import Level, NoiseSchedule
@@ -96,9 +96,10 @@ class DPMv3:
 class DPMv3Corrected(DPMv3):
     """DPMv3 that corrects each state with the prediction made there; f is kept, so a step still costs one evaluation.
 
-    corrector, for the order n of the prediction that led to a state (order 1 is never corrected):
-    "pseudo": of order n + 1 in the pseudo form, the paper's choice (order 2 at most from n = 3);
-    "same": of order n, the new point in place of the oldest;       "raised": of order n + 1, which converges like it.
+    corrector, where the prediction that led to a state was of order n:
+    "pseudo": of order n + 1 in the pseudo form, the paper's choice (converges at order 2, whatever n is);
+    "same": of order n, the new point in place of the oldest; a prediction of order 1 is not corrected;
+    "raised": of order n + 1, and converges like it.
     correct_from: only states of at least this lam are corrected. The paper's half-corrector is the lam of t = 0.5 of 1
     ("in the time region t <= 0.5", section 3.3); released code corrects the other half, t > 0.5.
     The last state is not corrected.
@@ -240,7 +241,7 @@ def solve_v3(solver: DPMv3, network: Network, levels: Levels, x: Tensor, *, guid
     """Run `solver` over `levels` from x (B, ...) without a table: for statistics per element or with a bias.
 
     Half precision becomes float32.       Errors: those of `DPMv3.plan`; IncompatibleError for an x whose images do not
-    have the statistics' shape.
+    have the statistics' shape, or for outputs that are not one tensor of x's shape per branch.
     """
     shape = solver.statistics.shape
     if shape and tuple(x.shape[1:]) != shape:
@@ -252,7 +253,9 @@ def solve_v3(solver: DPMv3, network: Network, levels: Levels, x: Tensor, *, guid
     for i, level in enumerate(plan.nodes):
         clock = time.perf_counter()
         branches, weights = branches_and_weights(guidance, i)
-        outputs = Outputs(x, level, network(x, level, branches), network.parametrisation, weights)
+        tensors = network(x, level, branches)
+        check_outputs(tensors, branches, x)
+        outputs = Outputs(x, level, tensors, network.parametrisation, weights)
         x, carry = solver.step(plan, i, x, Prediction(outputs.x0, outputs.eps), carry)
         report.ticks.append(TickRecord(i, level, branches, 1e3 * (time.perf_counter() - clock)))
     return Result(x, report)

@@ -91,29 +91,29 @@ def _panels(statistics: EmpiricalStatistics, lam_s: float, lam_t: float) -> Iter
     yield from zip(path[:-1].split(size), path[1:].split(size), strict=True)
 
 
-def _gauss() -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes in (0, 1), weights, and the matrix of the integrals from 0 to each node, exact for degree < 8."""
+def _gauss() -> tuple[Tensor, Tensor]:
+    """Nodes in (0, 1), and the matrix of the integrals from 0 to each of them and to 1 (exact to degree 7 and 15)."""
     x, w = np.polynomial.legendre.leggauss(_NODES)
     degrees = np.arange(_NODES)
     values = np.polynomial.legendre.legvander(x, _NODES - 1)
-    primitives = np.stack([np.polynomial.legendre.legval(x, np.polynomial.legendre.legint(np.eye(_NODES)[k], lbnd=-1))
-                           for k in degrees], axis=1)  # fmt: skip
-    inverse = (values * w[:, None] * (degrees + 0.5)).T  # of `values`, by orthogonality: the rule is exact to 15
-    return tuple(torch.from_numpy(np.ascontiguousarray(v)) for v in ((x + 1) / 2, w / 2, primitives @ inverse / 2))  # type: ignore[return-value]
+    antiderivatives = [np.polynomial.legendre.legint(row, lbnd=-1) for row in np.eye(_NODES)]
+    inner = np.stack([np.polynomial.legendre.legval(x, c) for c in antiderivatives], axis=1)
+    inverse = (values * w[:, None] * (degrees + 0.5)).T  # of `values`, since the rule keeps the orthogonality
+    return torch.from_numpy((x + 1) / 2), torch.from_numpy(np.vstack([inner @ inverse, w]) / 2)
 
 
-_POINTS, _WEIGHTS, _INNER = _gauss()
+_POINTS, _RULE = _gauss()
 
 
 def _total(values: Tensor, width: Tensor) -> Tensor:
     """The integral over all panels of values (p, 8, *shape) at their nodes."""
-    return torch.einsum("p,m,pm...->...", width, _WEIGHTS, values)
+    return torch.tensordot(width.unsqueeze(1) * _RULE[-1], values, dims=2)
 
 
 def _primitive(values: Tensor, width: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """The integral up to each node (p, 8, *shape), and up to the end, where `before` is what came earlier."""
-    inside = torch.einsum("p,km,pm...->pk...", width, _INNER, values)
-    panels = torch.einsum("p,m,pm...->p...", width, _WEIGHTS, values)
-    until = before + panels.cumsum(0)
+    sums = torch.matmul(_RULE, values.reshape(*values.shape[:2], -1)) * width.reshape(-1, 1, 1)
+    sums = sums.reshape(len(values), _NODES + 1, *values.shape[2:])
+    until = before + sums[:, -1].cumsum(0)
     starts = torch.cat([before.unsqueeze(0), until[:-1]])
-    return starts.unsqueeze(1) + inside, until[-1]
+    return starts.unsqueeze(1) + sums[:, :-1], until[-1]

@@ -34,6 +34,7 @@ class EmpiricalStatistics:
 
     lam: (n,) increasing, n >= 3.       l, s, b: (n,) or (n, *shape of one image); all float64 on the CPU, finite.
     schedule: `describe()` of the schedule of the model they belong to, or None for any.
+    biased: whether b is anything but 0; its step then adds a constant to x.
     Errors: ConfigError for values that are none of this.
     """
 
@@ -42,6 +43,7 @@ class EmpiricalStatistics:
     s: Tensor
     b: Tensor
     schedule: Mapping[str, Any] | None = None
+    biased: bool = field(init=False)
     _memo: dict[Any, Any] = field(default_factory=dict, init=False)
     _slopes: Slopes = field(init=False)
 
@@ -56,6 +58,7 @@ class EmpiricalStatistics:
         shapes = [tuple(v.shape) for v in (self.l, self.s, self.b)]
         if len(set(shapes)) != 1 or shapes[0][:1] != (n,):
             raise ConfigError(f"l, s and b must all have the shape ({n},) or ({n}, *image shape), got {shapes}")
+        object.__setattr__(self, "biased", bool((self.b != 0).any()))
         object.__setattr__(self, "lam", self.lam.contiguous())  # searched in
         object.__setattr__(self, "_slopes", Slopes.of(self.lam))
 
@@ -84,11 +87,6 @@ class EmpiricalStatistics:
         """() for one number a lam, else the shape of one image."""
         return tuple(self.l.shape[1:])
 
-    @property
-    def biased(self) -> bool:
-        """Whether b is anything but 0: its step adds a constant to x."""
-        return bool((self.b != 0).any())
-
     def without_bias(self) -> EmpiricalStatistics:
         """The same with b = 0. (`estimate_statistics(..., bias=False)` also fits the s that belongs to b = 0.)"""
         return EmpiricalStatistics(self.lam, self.l, self.s, torch.zeros_like(self.b), self.schedule)
@@ -111,7 +109,10 @@ class EmpiricalStatistics:
 
     def on(self, cells: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """l, s, b at nodes (p, m), those of row p in cell p, each (p, m, *shape)."""
-        l, s, b = (interpolated(self.lam, v, self._slopes, cells, nodes) for v in (self.l, self.s, self.b))  # noqa: E741
+        knots, weights = hermite(self.lam, self._slopes, cells, nodes)
+        flat = (torch.bmm(weights, v[knots].reshape(*knots.shape, -1))
+                for v in (self.l, self.s, self.b))  # fmt: skip
+        l, s, b = (v.reshape(*nodes.shape, *self.shape) for v in flat)  # noqa: E741
         return l, s, b
 
     def check(self, schedule: NoiseSchedule) -> None:
@@ -174,12 +175,27 @@ class Slopes(NamedTuple):
         return torch.einsum("kj,kj...->k...", self.weights[knots], near)
 
 
-def interpolated(lam: Tensor, values: Tensor, slopes: Slopes, cells: Tensor, nodes: Tensor) -> Tensor:
-    """values at the nodes: (p, m) of them, those of row p in cell p.       Returns (p, m, *shape)."""
-    width = lam[cells + 1] - lam[cells]
-    u = (nodes - lam[cells].unsqueeze(1)) / width.unsqueeze(1)
-    w = width.unsqueeze(1)
-    basis = ((1 + 2 * u) * (1 - u) ** 2, w * u * (1 - u) ** 2, u * u * (3 - 2 * u), w * u * u * (u - 1))
-    parts = (values[cells], slopes.at(values, cells), values[cells + 1], slopes.at(values, cells + 1))
-    shape = (*nodes.shape, *[1] * (values.dim() - 1))
-    return sum(c.reshape(shape) * v.unsqueeze(1) for c, v in zip(basis, parts, strict=True))  # type: ignore[return-value]
+def hermite(lam: Tensor, slopes: Slopes, cells: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+    """The cubic Hermite interpolation as a sum over nearby knots.
+
+    cells: (p,).       nodes: (p, m), those of row p in cell p.       Returns knots (p, k), weights (p, m, k): the value
+    at node (p, m) is the sum over k of weights[p, m, k] values[knots[p, k]].
+    """
+    width = (lam[cells + 1] - lam[cells]).unsqueeze(1)
+    u = (nodes - lam[cells].unsqueeze(1)) / width
+    v = 1.0 - u
+    first, count = slopes.first[cells], slopes.weights.shape[1]
+    weights = torch.zeros(*nodes.shape, count + 1, dtype=lam.dtype)
+
+    def add(knots: Tensor, basis: Tensor, parts: Tensor) -> None:
+        """basis (p, m) times parts (p, j) at the knots (p, j)."""
+        at = (knots - first.unsqueeze(1)).unsqueeze(1).expand(*nodes.shape, -1)
+        weights.scatter_add_(2, at, basis.unsqueeze(2) * parts.unsqueeze(1))
+
+    one = torch.ones(len(cells), 1, dtype=lam.dtype)
+    steps = torch.arange(count)
+    add(cells.unsqueeze(1), (1 + 2 * u) * v * v, one)
+    add(cells.unsqueeze(1) + 1, (1 + 2 * v) * u * u, one)
+    add(first.unsqueeze(1) + steps, width * u * v * v, slopes.weights[cells])
+    add(slopes.first[cells + 1].unsqueeze(1) + steps, -width * u * u * v, slopes.weights[cells + 1])
+    return (first.unsqueeze(1) + torch.arange(count + 1)).clamp(max=len(lam) - 1), weights

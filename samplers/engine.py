@@ -213,7 +213,7 @@ def solve(
             branches, weights = (), ()
         tensors = evaluate(i, state.x, branches) if branches else ()
         if not report.ticks:
-            _check_outputs(tensors, branches, state.x)
+            check_outputs(tensors, branches, state.x)
         prediction = Outputs(state.x, nodes[i], tensors, network.parametrisation, weights)
         noise = tape.normal(i, nodes[i], targets[i], state.x) if tape is not None and row.needs_noise else None
         record = TickRecord(i, nodes[i], branches, 0.0)
@@ -241,7 +241,7 @@ def branches_and_weights(guidance: Guidance | None, i: int) -> tuple[tuple[str, 
     return guidance.branches(i, None), guidance.weights(i, None, None)
 
 
-def _check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:
+def check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:
     """A network that returns a bare tensor would be unpacked over the batch, and other shapes would broadcast."""
     if not isinstance(tensors, tuple) or len(tensors) != len(branches):
         got = f"{len(tensors)} tensors" if isinstance(tensors, tuple) else type(tensors).__name__

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from fewstep.samplers import (
     DDIM,
     DPM2M,
     DPM3M,
+    EDM,
     EPS,
     FLOW,
     DPMpp2M,
@@ -22,11 +22,11 @@ from fewstep.samplers import (
     DPMv3Corrected,
     EmpiricalStatistics,
     Level,
-    NoiseSchedule,
-    Parametrisation,
     RectifiedFlow,
     UniPC,
     V,
+    edm,
+    karras,
     predict,
     solve,
     solve_v3,
@@ -37,18 +37,12 @@ from fewstep.samplers import (
 from fewstep.samplers import dpm_v3 as module
 from fewstep.samplers.dpm_v3 import nonlinear
 
+from .dpm_v3_problems import PolynomialG, per_element, wavy
 from .problems import Mixture
 from .solver_rows import DOUBLE, VP, eager, relative, states, uneven_levels
 
 DATA = EmpiricalStatistics.constant(1.0, 0.0)
 NOISE = EmpiricalStatistics.constant(0.0, -1.0)
-
-
-def wavy(knots: int = 400) -> EmpiricalStatistics:
-    """Smooth statistics that belong to no model."""
-    lam = torch.linspace(-6.0, 5.0, knots, dtype=DOUBLE)
-    l, s, b = 0.6 + 0.4 * torch.sin(1.3 * lam + 0.2), 0.5 * torch.cos(0.9 * lam), 0.4 * torch.sin(1.7 * lam)  # noqa: E741
-    return EmpiricalStatistics.of(lam, l, s, b)
 
 
 WAVY = wavy()
@@ -87,34 +81,6 @@ def test_the_raised_corrector_with_data_prediction_is_unipc_without_its_substitu
 
 
 # ---------------------------------------------------------------- order
-
-
-@dataclass
-class PolynomialG:
-    """A network whose g is a polynomial whatever x is, for constant statistics l, s, b (s != 0)."""
-
-    coefficients: tuple[float, ...]
-    l: float = 0.4  # noqa: E741
-    s: float = -0.7
-    b: float = 0.3
-    schedule: NoiseSchedule = VP
-    parametrisation: Parametrisation = EPS
-
-    def f(self, lam):
-        polynomial = sum(c * lam**j for j, c in enumerate(self.coefficients))
-        return np.exp(self.s * lam) * polynomial + self.b * np.expm1(self.s * lam) / self.s
-
-    def __call__(self, x, level, branches, rows=None):
-        eps = (level.alpha * float(self.f(level.lam)) + self.l * x) / level.sigma
-        return tuple(eps for _ in branches)
-
-    def flow(self, x, s, t):
-        """y_t = e^{-l h} y_s - int e^{-l (lam_t - lam)} f dlam, by Gauss-Legendre of 60 nodes."""
-        u, w = np.polynomial.legendre.leggauss(60)
-        h = t.lam - s.lam
-        lam = s.lam + h * (u + 1) / 2
-        integral = float((w * np.exp(-self.l * (t.lam - lam)) * self.f(lam)).sum() * h / 2)
-        return t.alpha * (math.exp(-self.l * h) * x / s.alpha - integral)
 
 
 def warm_run(solver, network, levels, x, history: int):
@@ -188,12 +154,6 @@ def test_a_planted_fault_is_found(monkeypatch):
 # ---------------------------------------------------------------- one run, many ways
 
 
-def per_element(statistics: EmpiricalStatistics, *shape: int) -> EmpiricalStatistics:
-    n = len(statistics.lam)
-    l, s, b = (v.reshape(n, *[1] * len(shape)).expand(n, *shape) for v in (statistics.l, statistics.s, statistics.b))  # noqa: E741
-    return EmpiricalStatistics.of(statistics.lam, l, s, b)
-
-
 @pytest.mark.parametrize("solver", [DPMv3, DPMv3Corrected])
 def test_table_eager_and_per_element_agree(solver):
     scalar = wavy(200).without_bias()
@@ -226,6 +186,33 @@ def test_float32_stays_float32_and_inputs_stay_as_they_are():
     assert found.dtype == torch.float32 and torch.equal(x, before)
     assert torch.equal(exact, solve_v3(DPMv3Corrected(statistics), Mixture(VP), levels, x).x)
     assert relative(found.double(), exact) < 1e-4  # the first states are 100 times x0
+
+
+@pytest.mark.parametrize(
+    "setting", [(EDM(), edm(), karras), (RectifiedFlow(), FLOW, uniform_time)], ids=["edm", "flow"]
+)
+@pytest.mark.parametrize("solver", [DPMv3, DPMv3Corrected])
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_short_runs_from_noise_to_sigma_zero(solver, setting, n):
+    """alpha = 0 at the start of flows, sigma = 0 at the end; both ends are steps of the first order."""
+    schedule, parametrisation, levels_of = setting
+    statistics = EmpiricalStatistics.constant(0.8, -0.3)
+    network, levels = Mixture(schedule, parametrisation), levels_of(schedule, n)
+    x = states(16) * levels[0].sigma
+    found = solve(trace(solver(statistics), levels, schedule), network, x).x
+    assert bool(found.isfinite().all()) and float(found.abs().max()) < 10.0
+    assert relative(found, eager(solver(statistics), levels, network, x)) < 1e-11
+    if n == 1:
+        assert relative(found, solve(trace(DDIM(), levels, schedule), network, x).x) < 1e-12
+
+
+@pytest.mark.parametrize("solver", [DPMv3(DATA), DPMv3Corrected(DATA)])
+def test_keeps_edits_says_the_truth(solver):
+    """With x0 held fixed (eps following), an edit of x moves the next state by sigma_t / sigma_s, or not at all."""
+    table = trace(solver, uneven_levels(6), VP)
+    for row, s, t in list(zip(table.rows, table.plan.nodes, table.plan.targets, strict=True))[1:]:
+        moves = row.coefficients[0][0] + row.coefficients[0][2] / s.sigma
+        assert abs(moves - (t.sigma / s.sigma if solver.keeps_edits else 0.0)) < 1e-12
 
 
 class TwoBranches:
@@ -272,6 +259,11 @@ def test_what_cannot_become_a_table_is_refused_with_the_way_out():
             trace(solver(statistics.mean().without_bias()), levels, VP)
 
 
+class BareTensor(Mixture):
+    def __call__(self, x, level, branches, rows=None):
+        return super().__call__(x, level, branches)[0]
+
+
 def test_runs_that_cannot_work_are_refused():
     levels = uniform_lambda(VP, 5)
     with pytest.raises(IncompatibleError, match=r"shape \(3,\)"):
@@ -279,6 +271,8 @@ def test_runs_that_cannot_work_are_refused():
     with pytest.raises(ConfigError, match="reach from lam"):
         DPMv3(EmpiricalStatistics.constant(1.0, 0.0, reach=3.0)).plan(levels, VP)
     learned = tuple(Level(v.time, torch.tensor(v.alpha), torch.tensor(v.sigma)) for v in uneven_levels(3))
+    with pytest.raises(IncompatibleError, match="a tuple of one tensor per branch"):
+        solve_v3(DPMv3(DATA), BareTensor(VP), levels, states(2, 4))
     with pytest.raises(IncompatibleError, match="plain numbers"):
         DPMv3(DATA).plan(learned, VP)
     with pytest.raises(ConfigError, match="order"):

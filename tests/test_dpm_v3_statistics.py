@@ -15,9 +15,6 @@ from fewstep.samplers import (
     EPS,
     X0,
     DPMv3,
-    Level,
-    NoiseSchedule,
-    Parametrisation,
     estimate_statistics,
     level_at,
     solve,
@@ -26,34 +23,11 @@ from fewstep.samplers import (
 )
 from fewstep.samplers.dpm_v3_estimate import _along_the_flow
 
-from .problems import Mixture, network_output
+from .dpm_v3_problems import Gaussian
+from .problems import Mixture
 from .solver_rows import DOUBLE, VP, relative, states
 
 # ---------------------------------------------------------------- estimation
-
-
-@dataclass
-class Gaussian:
-    """x0 ~ N(means, covariance) over vectors: eps = sigma (alpha^2 covariance + sigma^2)^{-1} (x - alpha means)."""
-
-    means: torch.Tensor
-    covariance: torch.Tensor
-    schedule: NoiseSchedule = VP
-    parametrisation: Parametrisation = X0
-
-    def precision(self, level: Level) -> torch.Tensor:
-        eye = torch.eye(len(self.means), dtype=DOUBLE)
-        return torch.linalg.inv(level.alpha**2 * self.covariance + level.sigma**2 * eye)
-
-    def __call__(self, x, level, branches, rows=None):
-        eps = level.sigma * (x - level.alpha * self.means) @ self.precision(level)
-        x0 = (x - level.sigma * eps) / level.alpha
-        return tuple(network_output(self.parametrisation, level, x, x0, eps) for _ in branches)
-
-    def flow(self, x, s, t):
-        """For a diagonal covariance: every element keeps its z-score."""
-        z = (x - s.alpha * self.means) * self.precision(s).diagonal().sqrt()
-        return t.alpha * self.means + z / self.precision(t).diagonal().sqrt()
 
 
 ONE = Gaussian(torch.full((3,), 0.7, dtype=DOUBLE), 0.25 * torch.eye(3, dtype=DOUBLE))
