@@ -8,7 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, StableDiffusion3Img2ImgPipeline
+from diffusers import (
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
 from PIL import Image
 
 from fewstep.errors import ConfigError
@@ -233,3 +238,19 @@ def test_a_copy_made_within_a_run_goes_its_own_way(solver):
         y = sound.step(torch.sin(y), t, y, return_dict=False)[0]
         z = alone.step(torch.sin(z), u, z, return_dict=False)[0]
     assert torch.equal(y, z) and not torch.equal(x, y)
+
+
+def test_an_ensemble_of_experts_is_one_run():
+    """SDXL's base stops where the refiner goes on; with a solver without memory that is one undivided run."""
+    base = tiny_sdxl()
+    base.scheduler = FewstepScheduler.of(base, solver=DDIM())
+    call = {"num_inference_steps": 6, "guidance_scale": 1.0, "output_type": "latent"}
+    whole = base("a dog", generator=torch.Generator().manual_seed(0), **call).images
+    half = base("a dog", generator=torch.Generator().manual_seed(0), denoising_end=0.4, **call).images
+    done = base.scheduler.step_index
+    refiner = StableDiffusionXLImg2ImgPipeline(**base.components, add_watermarker=False)
+    refiner.set_progress_bar_config(disable=True)
+    refiner.scheduler = FewstepScheduler.of(base, solver=DDIM())
+    rest = refiner("a dog", image=half, denoising_start=0.4, **call).images
+    assert 0 < done < 6 and refiner.scheduler.begin_index == done
+    assert relative(rest, whole) < 1e-5 and relative(half, whole) > 0.1
