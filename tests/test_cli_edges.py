@@ -42,8 +42,10 @@ _VALUES = {
     "--batch-size": _NUMBERS,
     "--height": st.sampled_from(["16", "17", "0", "-2", "x"]),
     "--guidance-scale": _NUMBERS,
-    "--solver": st.sampled_from(SOLVER_NAMES) | _WORDS,
-    "--schedule": st.sampled_from(GRID_NAMES) | _WORDS,
+    "--solver": st.sampled_from((*SOLVER_NAMES, "DPM++ 2M Karras"))
+    | _WORDS
+    | st.builds("2m:{}={}".format, _WORDS, _NUMBERS),
+    "--schedule": st.sampled_from(GRID_NAMES) | _WORDS | st.builds("karras:rho={}".format, _NUMBERS),
     "--negative-prompt": _WORDS,
     "--dtype": st.sampled_from(["float32", "bfloat16", "int8"]),
     "--device": st.sampled_from(["cpu", "cuda:7", "tpu"]) | _WORDS,
@@ -51,6 +53,13 @@ _VALUES = {
     "--format": st.sampled_from(["json", "human", "yaml"]),
     "--revision": _WORDS,
     "--prompt-file": _WORDS,
+    "--nfe": _NUMBERS,
+    "--strength": _NUMBERS,
+    "--init-image": _WORDS | st.sampled_from([".", "\0"]),
+    "--table": _WORDS | st.just("."),
+    "--lora": _WORDS | st.builds("{}:{}".format, _WORDS, _NUMBERS),
+    "--offload": st.sampled_from(["model", "none"]),
+    "--config": _WORDS | st.just("."),
 }
 _PAIRS = st.sampled_from(sorted(_VALUES)).flatmap(lambda name: st.tuples(st.just(name), _VALUES[name]))
 _FLAGS = st.sampled_from(["--grid", "--quiet", "--verbose", "--no-metadata", "--nonsense"]).map(lambda flag: (flag,))
@@ -167,6 +176,18 @@ WRONG = (
     {"batch": {"size": 1, "row": False}},
     {"batch": {"size": 2, "row": 0, "seed": 0, "prompts": ["other", "x"]}},
     {"batch": {"size": 2, "row": 0, "seed": False, "prompts": ["x", "x"]}},
+    {"budget": 0},
+    {"strength": 0},
+    {"strength": True},
+    {"init_image": {"sha256": "../../a"}},
+    {"init_image": "a.png"},
+    {"table": {"name": "t"}},
+    {"table": {"name": 3, "digest": "0" * 16}},
+    {"loras": []},
+    {"loras": [{"name": "a", "sha256": "0" * 64}]},
+    {"loras": [{"name": "a", "sha256": "0" * 64, "weight": 10**400}]},
+    {"loras": [{"name": "a\0", "sha256": "0" * 64, "weight": 1}]},
+    {"offload": "disk"},
 )
 
 
