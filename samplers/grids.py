@@ -207,7 +207,7 @@ def quadratic(schedule: NoiseSchedule, n: int, *, to_zero: bool = True, lam_min:
 def _in_time(schedule: NoiseSchedule, n: int, to_zero: bool, lam_min: float | None, power: float) -> Levels:
     """Nodes at equal steps of t^(1/power); the ends are the schedule's own levels."""
     if power != 1.0 and float(schedule.cleanest.time) < 0.0:
-        raise ConfigError(f"'quadratic' takes roots of the model's time, which is negative for {schedule!r}; use 'lambda'")
+        raise ConfigError(f"'quadratic' takes roots of the model's time, negative for {schedule!r}; use 'lambda'")
     zero = 1.0 if isinstance(schedule, DiscreteVP) and power != 1.0 else 0.0
     first, lam, _ = _ends(schedule, lam_min)
     start = float(first.time) if lam_min is None or lam != lam_min else schedule.time_of(lam_min)

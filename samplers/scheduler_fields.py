@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from .adaptive import AdaptiveDPM
 from .from_config import is_flow, shift_from_config, sigma_time_of
 
 
@@ -30,7 +31,7 @@ def own_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def fixed_steps(solver: Any) -> Any:
     """`solver`, or ConfigError if it chooses its steps while it runs: a scheduler lays them out before."""
     kind = solver if isinstance(solver, type) else type(solver)
-    if kind.__name__.startswith("Adaptive") and not hasattr(kind, "plan"):
+    if issubclass(kind, AdaptiveDPM):
         raise ConfigError(f"{kind.__name__} chooses its steps while it runs, but a pipeline asks for them before; use "
                           "fewstep.solve, or a solver with fixed steps such as DPMpp2M()")  # fmt: skip
     return solver

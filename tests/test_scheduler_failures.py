@@ -11,6 +11,8 @@ from fewstep.errors import ConfigError
 from fewstep.samplers import (
     DDIM,
     SOLVERS,
+    AdaptiveDPM,
+    AdaptiveDPMpp,
     DiscreteVP,
     DPMpp2M,
     DPMpp2S,
@@ -101,11 +103,8 @@ def test_a_skipped_tick_is_seen_where_times_are_small():
 
 
 def test_solvers_without_a_plan_are_refused():
-    class AdaptiveOfTheTest:
-        order = 2
-
-    for solver in (AdaptiveOfTheTest(), AdaptiveOfTheTest):
-        with pytest.raises(ConfigError, match=r"chooses its steps while it runs.*use fewstep.solve"):
+    for solver in (AdaptiveDPM(), AdaptiveDPMpp(2), AdaptiveDPM, "adaptive-23"):
+        with pytest.raises(ConfigError, match=r"chooses its steps while it runs.*fewstep.solve"):
             vp(solver=solver)
 
 
