@@ -38,7 +38,7 @@ def blocks_plan(levels: Levels, orders: Sequence[int], schedule: NoiseSchedule, 
     for k, wanted in enumerate(orders):
         s, t = levels[k], levels[k + 1]
         order = wanted if has_finite_h(s, t) else 1
-        inner = [level_at(schedule, s.lam + r * (t.lam - s.lam)) for r in nodes.get(order, ())]
+        inner = [level_at(schedule, float(s.lam + r * (t.lam - s.lam))) for r in nodes.get(order, ())]
         visited = [s, *inner, t]
         ticks += [(a, b, k, stage, order) for stage, (a, b) in enumerate(zip(visited, visited[1:], strict=False))]
     return Plan.of(ticks)
