@@ -15,7 +15,7 @@ from ..errors import IncompatibleError
 _KEEP = "keep the scheduler that it came with"
 _INSIDE = "it computes with attributes of its own scheduler that no other has"
 _LEDITS = "it inverts the image with the formulas of DDIMScheduler or DPMSolverMultistepScheduler, which it tests for"
-_LTX_LONG = "the noise that LTXEulerAncestralRFScheduler adds is part of its method"
+_PER_TOKEN = "it calls step with per_token_timesteps: every token of the latents is at a noise level of its own"
 _COSMOS = "it scales the network's input and output by sigmas that it writes into its own scheduler"
 _STAGES = "its networks are told the ratios of DDPMWuerstchenScheduler, which it tests for"
 _LCM = "it passes original_inference_steps, which only LCMScheduler takes, and its network was distilled for that one"
@@ -23,12 +23,16 @@ _LCM = "it passes original_inference_steps, which only LCMScheduler takes, and i
 REFUSED_PIPELINES: dict[str, tuple[str, str]] = {
     "LEditsPPPipelineStableDiffusion": (_LEDITS, _KEEP),
     "LEditsPPPipelineStableDiffusionXL": (_LEDITS, _KEEP),
-    "LTXI2VLongMultiPromptPipeline": (_LTX_LONG, "use LTXPipeline or LTXImageToVideoPipeline, window by window"),
-    "LTX2DFRTemporalRefinePipeline": (_LTX_LONG, _KEEP),
-    "LTXConditionPipeline": (
-        "it calls step with per_token_timesteps: every token of the latents is at a noise level of its own",
-        "use LTXPipeline or LTXImageToVideoPipeline",
+    "LTXI2VLongMultiPromptPipeline": (
+        "it leaves out the last timestep and skips others, as suits the list of LTXEulerAncestralRFScheduler",
+        "use LTXPipeline or LTXImageToVideoPipeline, window by window",
     ),
+    "LTX2DFRTemporalRefinePipeline": (
+        "the noise that LTXEulerAncestralRFScheduler adds is part of its method, and it tests for that class",
+        _KEEP,
+    ),
+    "LTXConditionPipeline": (_PER_TOKEN, "use LTXPipeline or LTXImageToVideoPipeline"),
+    "SanaWMPipeline": (_PER_TOKEN, _KEEP),
     "CosmosTextToWorldPipeline": (_COSMOS, _KEEP),
     "CosmosVideoToWorldPipeline": (_COSMOS, _KEEP),
     "Cosmos2TextToImagePipeline": (_COSMOS, _KEEP),
@@ -45,19 +49,17 @@ REFUSED_PIPELINES: dict[str, tuple[str, str]] = {
     "WuerstchenDecoderPipeline": (_STAGES, _KEEP),
     "LatentConsistencyModelPipeline": (_LCM, _KEEP),
     "LatentConsistencyModelImg2ImgPipeline": (_LCM, _KEEP),
-    "LongCatAudioDiTPipeline": (
-        "it puts a FlowMatchEulerDiscreteScheduler in the place of any other class when it is made or loaded",
-        _KEEP,
-    ),
     "DDIMPipeline": (
-        "it converts any scheduler to DDIMScheduler when it is made or loaded, and passes eta to step",
+        "it converts any scheduler to DDIMScheduler when it is made, and passes step the arguments of that one",
         "use DDPMPipeline with the same UNet",
     ),
     "StableDiffusionSAGPipeline": (_INSIDE, _KEEP),
-    "StableDiffusionPix2PixZeroPipeline": (_INSIDE, _KEEP),
     "StableDiffusionDiffEditPipeline": (_INSIDE, _KEEP),
     "StableDiffusionParadigmsPipeline": (_INSIDE, _KEEP),
-    "StableDiffusionPanoramaPipeline": (_INSIDE, _KEEP),
+    "StableDiffusionPanoramaPipeline": (
+        "it swaps the inner state of one scheduler between overlapping views",
+        _KEEP,
+    ),
     "CycleDiffusionPipeline": (_INSIDE, _KEEP),
     "RePaintPipeline": (_INSIDE, _KEEP),
     "TextToVideoZeroPipeline": (_INSIDE, _KEEP),

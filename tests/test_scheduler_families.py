@@ -118,6 +118,7 @@ USUAL_PATH = {
     "CogView3PlusPipeline",  # arguments of CogVideoXDPMScheduler's step, else the usual step
     "EasyAnimatePipeline", "EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline",  # mu = 1, else none
     "HiDreamImagePipeline",  # no mu for UniPC, else mu
+    "LongCatAudioDiTPipeline",  # puts its own class in the place of another when it is made, not when one is assigned
     "LTX2DFRPipeline",  # noise for LTXEulerAncestralRF, else the usual step
     "StableDiffusionModelEditingPipeline",  # a warning
 }  # fmt: skip
