@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 256 << 20
 MAX_PIXELS = 1 << 26  # 8192 x 8192
+# No vector formats: Pillow would start Ghostscript for them.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "QOI")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def _decoded(data: bytes, location: str) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures: the limit below is ours
-            image = Image.open(BytesIO(data))
+            Image.init()
+            image = Image.open(BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
         _check_size(image.size, name)
         with image:
             image.load()

@@ -203,8 +203,10 @@ def _size(settings: Settings, backbone: Backbone, console: Console) -> tuple[int
     try:
         backbone.check_size(height, width)
     except ConfigError as error:
-        raise ConfigError(f"--init-image has {got[0]}x{got[1]} pixels, which would be {width}x{height} here: {error}; "
-                          "--height and --width choose another size") from None  # fmt: skip
+        raise ConfigError(
+            f"--init-image of {got[0]}x{got[1]} pixels would become {width}x{height}: {error}; --height and --width "
+            "choose another size"
+        ) from None
     if (width, height) != got:
         console.note(f"the picture to start from is resized from {got[0]}x{got[1]} to {width}x{height} pixels")
     if height * width > 4 * default[0] * default[1] and settings.height is None and settings.width is None:

@@ -119,13 +119,17 @@ def _check_file(path: Path) -> None:
         raise ConfigError(f"--model {path.name!r} is damaged: its {size:,} bytes are no .safetensors file")
 
 
+def size_multiple(ref: ModelRef) -> int | None:
+    """What sizes must be a multiple of, if a local folder's configs say so."""
+    return _resolutions(Path(ref.location) / "vae") if ref.kind in ("embedded", "folder") else None
+
+
 def check_size(ref: ModelRef, height: int | None, width: int | None) -> None:
     """Sizes that a local folder's configs rule out; the loaded model has the last word."""
-    if ref.kind not in ("embedded", "folder"):
-        return
-    factor, halvings = (_resolutions(Path(ref.location) / part) for part in ("vae", "unet"))
+    factor = size_multiple(ref)
     if factor is None:
         return
+    halvings = _resolutions(Path(ref.location) / "unet")
     least = factor * (halvings or 1)
     for option, value in (("--height", height), ("--width", width)):
         if value is not None and (value % factor or value < least):

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from . import checks
 from .init_image import InitImage
 from .lora_ref import LoraRef
-from .model_ref import ModelRef, check_size
+from .model_ref import ModelRef, check_size, size_multiple
 from .table_ref import TableRef
 
 DEFAULT_STRENGTH = 0.8
@@ -73,6 +73,7 @@ class Settings:
         checks.side("--height", self.height)
         checks.side("--width", self.width)
         check_size(self.model, self.height, self.width)
+        self._check_size_of_image()
         checks.one_of("--dtype", self.dtype, checks.DTYPES)
         checks.device(self.device)
         if self.offload is not None:
@@ -98,6 +99,20 @@ class Settings:
         if self.strength is not None and self.table is not None:
             raise ConfigError("--strength chooses the first noise level, and a table has its own: leave one of the two "
                               "out (fewstep table --strength S --save FILE makes a table for it)")  # fmt: skip
+
+    def _check_size_of_image(self) -> None:
+        """As far as a local model's configs tell; the loaded model has the last word."""
+        multiple = size_multiple(self.model)
+        if self.init_image is None or multiple is None:
+            return
+        from ..guidance.pictures import fitting_size
+
+        height, width = fitting_size(self.init_image.size, self.height, self.width, multiple)
+        try:
+            check_size(self.model, height, width)
+        except ConfigError as error:
+            got = "x".join(map(str, self.init_image.size))
+            raise ConfigError(f"--init-image of {got} pixels would become {width}x{height}: {error}") from None
 
     @property
     def share(self) -> float:

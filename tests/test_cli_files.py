@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from fewstep.cli import output, png
+from fewstep.cli.model_ref import ModelRef
+from fewstep.cli.settings import Settings
 
 from . import cli_runs
 from .cli_runs import pixels
@@ -43,6 +45,14 @@ main(sys.argv[1:])
 
 def log(folder: str) -> list[dict]:
     return [json.loads(line) for line in Path(folder, "run.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("more", "run"), [({}, "7c94f8f7"), ({"steps": 7, "solver": "heun", "seed": 3, "height": 64}, "df7b052f")]
+)
+def test_runs_keep_their_names(more, run):
+    """As version 0.1.0 called them before there were pictures to start from: its pictures are recognised still."""
+    assert Settings(ModelRef("hub", "owner/name", "owner/name"), ("x",), **more).run == run
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")

@@ -12,7 +12,17 @@ from PIL.Image import Transpose
 import fewstep
 from fewstep.errors import ConfigError, FewstepError, IncompatibleError
 from fewstep.guidance.pictures import as_rgb, batch_of_images, fitting_size, pixels_of
-from fewstep.samplers import DDIM, DiscreteVP, LinearVP, from_times, initial_noise, renoise, trace, uniform_lambda
+from fewstep.samplers import (
+    DDIM,
+    AdaptiveDPM,
+    DiscreteVP,
+    LinearVP,
+    from_times,
+    initial_noise,
+    renoise,
+    trace,
+    uniform_lambda,
+)
 from fewstep.samplers.backbones import backbone_of
 
 from .tiny import tiny_ddim, tiny_sd
@@ -129,6 +139,22 @@ def test_a_given_table_is_the_one_that_runs(pipe):
             fewstep.sample(pipe, "x", table=table, **more)
     with pytest.raises(ConfigError, match="leave strength out"):
         fewstep.sample(pipe, "x", table=table, init_images=picture(), strength=0.5)
+
+
+def test_adaptive_solvers(pipe):
+    """From noise and from pictures; image k does not depend on its batch."""
+    both = fewstep.sample(pipe, ["x", "y"], solver="adaptive-12:rtol=0.2", guidance_scale=2.0)
+    alone = fewstep.sample(pipe, "y", solver=AdaptiveDPM(2, rtol=0.2), guidance_scale=2.0, seeds=(1,))
+    assert both.table is None and torch.allclose(both.images[1], alone.images[0], atol=1e-4)
+    assert both.report.nfe_per_image[1] == alone.report.nfe == 2 * alone.report.ticks[0]
+    near = fewstep.sample(pipe, "y", solver="DPM adaptive", init_images=picture(), strength=0.1)
+    far = fewstep.sample(pipe, "y", solver="DPM adaptive", init_images=picture(), strength=1.0)
+    start = backbone_of(pipe).schedule.level(99).lam
+    assert near.report.lams[0][0] > start > far.report.lams[0][0]
+    table = trace(DDIM(), uniform_lambda(LinearVP(), 3), LinearVP())
+    for more in ({"steps": 3}, {"grid": "karras"}, {"nfe": 9}, {"table": table}, {"graph": True}):
+        with pytest.raises(ConfigError, match="does not go with AdaptiveDPM"):
+            fewstep.sample(pipe, "x", solver=AdaptiveDPM(), **more)
 
 
 @pytest.mark.parametrize(
