@@ -19,6 +19,7 @@ _PER_TOKEN = "it calls step with per_token_timesteps: every token of the latents
 _COSMOS = "it scales the network's input and output by sigmas that it writes into its own scheduler"
 _STAGES = "its networks are told the ratios of DDPMWuerstchenScheduler, which it tests for"
 _LCM = "it passes original_inference_steps, which only LCMScheduler takes, and its network was distilled for that one"
+_UNCLIP = "it passes step the next timestep (prev_timestep), which only UnCLIPScheduler takes"
 
 REFUSED_PIPELINES: dict[str, tuple[str, str]] = {
     "LEditsPPPipelineStableDiffusion": (_LEDITS, _KEEP),
@@ -49,6 +50,11 @@ REFUSED_PIPELINES: dict[str, tuple[str, str]] = {
     "WuerstchenDecoderPipeline": (_STAGES, _KEEP),
     "LatentConsistencyModelPipeline": (_LCM, _KEEP),
     "LatentConsistencyModelImg2ImgPipeline": (_LCM, _KEEP),
+    "UnCLIPPipeline": (_UNCLIP, _KEEP),
+    "UnCLIPImageVariationPipeline": (_UNCLIP, _KEEP),
+    "KandinskyPriorPipeline": (_UNCLIP, _KEEP),
+    "KandinskyV22PriorPipeline": (_UNCLIP, _KEEP),
+    "KandinskyV22PriorEmb2EmbPipeline": (_UNCLIP, _KEEP),
     "DDIMPipeline": (
         "it converts any scheduler to DDIMScheduler when it is made, and passes step the arguments of that one",
         "use DDPMPipeline with the same UNet",

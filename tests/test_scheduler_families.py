@@ -137,6 +137,27 @@ def test_every_test_for_a_class_is_known():
     assert found - others <= USUAL_PATH | set(REFUSED_PIPELINES) and len(found) > 10
 
 
+# Their scheduler classes are refused themselves.
+REFUSED_WITH_THEIR_CLASS = {
+    "AmusedInpaintPipeline", "DiffusionGemmaPipeline", "HeliosPyramidPipeline", "KarrasVePipeline", "LLaDA2Pipeline",
+    "RFD4ProteinaPipeline", "ScoreSdeVePipeline",
+}  # fmt: skip
+
+
+def test_other_pipelines_use_what_the_scheduler_has():
+    """Every attribute that a pipeline takes from its scheduler, every keyword that it passes to step, set_timesteps."""
+    made = FewstepScheduler()
+    made.set_timesteps(3)
+    for text, names in sources():
+        wrong = {n for n in re.findall(r"(?<![\w.])(?:self\.)?scheduler\.(\w+)", text) if not hasattr(made, n)}
+        for method in (made.step, made.set_timesteps):
+            calls = re.findall(rf"scheduler\.{method.__name__}\(([^()]*)\)", text)
+            given = {word for call in calls for word in re.findall(r"(\w+)=", call)}
+            wrong |= given - set(inspect.signature(method).parameters)
+        if wrong:
+            assert names & (set(REFUSED_PIPELINES) | REFUSED_WITH_THEIR_CLASS), (names, wrong)
+
+
 def test_refused_pipelines_exist():
     classes = {name for _, names in sources() for name in names}
     assert not (set(REFUSED_PIPELINES) | USUAL_PATH) - classes
