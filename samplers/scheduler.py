@@ -26,13 +26,13 @@ from .from_config import is_flow, parametrisation_from_config, schedule_from_con
 from .from_config import with_defaults as config_with_defaults
 from .levels import Level
 from .noise import GeneratorTape
-from .scheduler_fields import fixed_steps, own_fields
+from .scheduler_fields import own_fields, usable, written
 from .scheduler_levels import Asked, run_levels
 from .scheduler_pipelines import scheduler_config_of
 from .scheduler_schedules import LabelledFlow, PreconditionedVE
 from .scheduler_ticks import tick_of
 from .solver import Solver
-from .solver_config import grid_of, solver_config, solver_of
+from .solver_config import grid_of, solver_of
 from .table import Table, trace
 
 _REMEMBERED_RUNS = 8  # earlier timesteps tensors kept, to recognise a pipeline that shares this scheduler
@@ -83,10 +83,10 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         solver: Solver | str | Mapping[str, Any] = "2m",
         grid: str | Mapping[str, Any] | None = None,
     ) -> None:
-        self.solver = fixed_steps(solver_of(fixed_steps(solver)))
+        self.solver = usable(solver_of(usable(solver)))
         self._grid = None if grid is None else grid_of(grid)
         self.register_to_config(
-            solver=solver_config(self.solver),
+            solver=written(self.solver),
             grid=dict(grid) if isinstance(grid, Mapping) else grid,
             trained_betas=None if trained_betas is None else [float(beta) for beta in trained_betas],
         )

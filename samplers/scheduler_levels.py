@@ -1,7 +1,8 @@
 """The levels of a scheduler's run: what `set_timesteps` was asked for, on the scheduler's grid, with its time shift.
 
-Pipelines that always pass sigmas of their own pass the same evenly spaced ones. Those are not a choice of the user's,
-so they stand for their number alone: the scheduler's grid has that many ticks. Other sigmas are used as they are.
+Most pipelines that always pass sigmas of their own pass the same evenly spaced ones. Those are nobody's choice, so they
+stand for their number alone: the scheduler's grid has that many ticks. Other sigmas (a caller's, Mochi's) are used as
+they are, each as the beginning of a step.
 """
 
 from __future__ import annotations

@@ -24,11 +24,18 @@ from fewstep.samplers import (
     DiscreteVP,
     DPMpp2M,
     DPMpp2S,
+    Outputs,
     RectifiedFlow,
     UniPC,
     V,
+    advance,
     karras,
+    start,
+    trace,
+    uniform_lambda,
 )
+from fewstep.samplers.dpm_v3 import DPMv3
+from fewstep.samplers.dpm_v3_statistics import EmpiricalStatistics
 from fewstep.samplers.from_config import parametrisation_from_config, schedule_from_config, shift_from_config
 from fewstep.samplers.scheduler import FewstepScheduler
 from fewstep.samplers.solver_config import solver_config, solver_of
@@ -206,6 +213,27 @@ def test_a_solver_of_ones_own(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown solver 'Mine'"):
         FewstepScheduler.from_pretrained(tmp_path)
     assert FewstepScheduler.from_pretrained(tmp_path, solver=Mine()).solver == Mine()
+
+
+def test_a_solver_that_no_file_can_hold(tmp_path):
+    """DPM-Solver-v3 has statistics of the model; a file names it, and asks for it."""
+    solver = DPMv3(EmpiricalStatistics.constant(0.4, -0.7, 0.0), 2)
+    made = scheduler(solver=solver)
+    made.set_timesteps(5)
+    x = X
+    for t in made.timesteps:
+        x = made.step(0.3 * x, t, x, return_dict=False)[0]
+    table = trace(solver, uniform_lambda(made.schedule, 5), made.schedule)
+    state = start(table, X)
+    for node in table.plan.nodes:
+        state = advance(table, state, Outputs(state.x, node, (0.3 * state.x,), EPS))
+    assert torch.equal(x, state.x)
+    made.save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"a config cannot hold statistics of DPMv3; .*from_pretrained\(path, solver="
+    ):
+        FewstepScheduler.from_pretrained(tmp_path)
+    assert FewstepScheduler.from_pretrained(tmp_path, solver=solver).solver is solver
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))], ids=["deepcopy", "pickle"])

@@ -193,12 +193,10 @@ def test_first_order_is_what_the_pipeline_does_by_itself(make):
     assert relative(ours, original) < TOLERANCE
 
 
-@every_family
+@every_flow  # PixArtSigmaPipeline has no callback_on_step_end
 @pytest.mark.parametrize("solver", [UniPC(3), DPMpp3S()], ids=repr)
 def test_a_callback_edits_the_latents(family, solver):
     name, tiny = family
-    if name == "pixart":
-        pytest.skip("PixArtSigmaPipeline has no callback_on_step_end")
     tiny.pipe.scheduler = FewstepScheduler.of(tiny.pipe, solver=solver)
     at, delta = 2, 0.5
 
