@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from ..errors import ConfigError, FewstepError, IncompatibleError
 from .console import Console
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 class Model:
     """A loaded model and what it makes of the settings.
 
-    plan: the table, or a solver that makes none.
+    plan: the table, or a solver that makes none.       steps: of the grid, which a solver may join to longer ones.
     pixels: (1, 3, height, width) of the picture to start from, if the run begins with one.
     """
 
     backbone: Backbone
     plan: Table | AdaptiveDPM
+    steps: int | None
     height: int
     width: int
     scale: float
@@ -39,8 +40,12 @@ class Model:
     commit: str | None
 
 
-def steps_of(table: Table) -> int:
-    return 1 + table.plan.step[-1]
+class Plan(NamedTuple):
+    """What will run, and where.       steps: None for a solver that chooses them."""
+
+    device: str
+    how: Table | AdaptiveDPM
+    steps: int | None
 
 
 def load(settings: Settings, console: Console) -> Model:
@@ -50,9 +55,9 @@ def load(settings: Settings, console: Console) -> Model:
     console.note(f"loading {ref.name} ...{hub}")
     from ..samplers.backbones import load_backbone
 
-    device, how = plan(settings)
+    device, how, steps = planned = plan(settings)
     if settings.nfe is not None:
-        console.note(budget_line(settings, how))
+        console.note(budget_line(settings, planned))
     console.hush_loaded()
     with broken(ref):
         backbone = load_backbone(
@@ -74,7 +79,7 @@ def load(settings: Settings, console: Console) -> Model:
         f"{backbone.family} on {backbone.device}, {settings.dtype}, {width}x{height}, guidance scale {scale:g}, "
         + (f"{evaluations_of(how)} evaluations a picture: {how.solver}" if is_table(how) else repr(how))
     )
-    return Model(backbone, how, height, width, float(scale), pixels, _commit(ref))
+    return Model(backbone, how, steps, height, width, float(scale), pixels, _commit(ref))
 
 
 def is_table(how: Table | AdaptiveDPM) -> TypeGuard[Table]:
@@ -88,8 +93,8 @@ def evaluations_of(how: Table | AdaptiveDPM) -> int | None:
     return how.evaluations if is_table(how) else None
 
 
-def plan(settings: Settings) -> tuple[str, Table | AdaptiveDPM]:
-    """(device, table or adaptive solver): every check that needs torch, or a hub's scheduler config, but no weights."""
+def plan(settings: Settings) -> Plan:
+    """Every check that needs torch, or a hub's scheduler config, but no weights."""
     import torch
 
     from ..kernels import choice
@@ -101,14 +106,26 @@ def plan(settings: Settings) -> tuple[str, Table | AdaptiveDPM]:
     choice.use_triton(torch.device(device))  # raises where FEWSTEP_KERNELS asks for what cannot be
     check_model(settings.model.location)
     if settings.table is not None:
-        return device, saved_table(settings.model, settings.table)
+        return Plan(device, saved_table(settings.model, settings.table), settings.steps)
     if settings.schedule == "adaptive":
-        return device, _adaptive(settings)
-    table = trace_of(
-        settings.model, settings.solver, settings.schedule, settings.steps,
-        nfe=settings.nfe, branches=settings.branches, strength=settings.share,
-    )  # fmt: skip
-    return device, table
+        return Plan(device, _adaptive(settings), None)
+    steps = settings.steps if settings.nfe is None else _steps_for(settings)
+    table = trace_of(settings.model, settings.solver, settings.schedule, steps, strength=settings.share)
+    return Plan(device, table, steps)
+
+
+def _steps_for(settings: Settings) -> int:
+    """What the budget pays for."""
+    from ..guidance.layout import steps_for
+    from ..samplers.solver_config import solver_of
+
+    assert settings.nfe is not None
+    noise, _ = schedule_of(settings.model)
+    with broken(settings.model):
+        return steps_for(
+            settings.nfe, noise, solver_of(settings.solver),
+            grid=settings.schedule, branches=settings.branches, strength=settings.share,
+        )  # fmt: skip
 
 
 def _adaptive(settings: Settings) -> AdaptiveDPM:
@@ -122,24 +139,14 @@ def _adaptive(settings: Settings) -> AdaptiveDPM:
     return found
 
 
-def budget_line(settings: Settings, table: Table | AdaptiveDPM) -> str:
+def budget_line(settings: Settings, plan: Plan) -> str:
     """What a budget was found to pay for."""
-    assert is_table(table)
-    cost = table.evaluations * settings.branches
-    steps = "1 step" if steps_of(table) == 1 else f"{steps_of(table)} steps"
+    cost = (evaluations_of(plan.how) or 0) * settings.branches
+    steps = "1 step" if plan.steps == 1 else f"{plan.steps} steps"
     return f"--nfe {settings.nfe}: {steps} of {settings.solver}, which cost {cost} a picture"
 
 
-def trace_of(
-    ref: ModelRef,
-    solver: str,
-    schedule: str,
-    steps: int | None,
-    *,
-    nfe: int | None = None,
-    branches: int = 1,
-    strength: float = 1.0,
-) -> Table:
+def trace_of(ref: ModelRef, solver: str, schedule: str, steps: int | None, *, strength: float = 1.0) -> Table:
     """The table of a run, from the model's scheduler config."""
     from ..guidance.layout import table_of
     from ..samplers.solver_config import solver_of
@@ -147,7 +154,7 @@ def trace_of(
     noise, _ = schedule_of(ref)
     with broken(ref):
         rule = solver_of(solver)
-        return table_of(noise, rule, grid=schedule, steps=steps, nfe=nfe, branches=branches, strength=strength)
+        return table_of(noise, rule, grid=schedule, steps=steps, strength=strength)
 
 
 def schedule_of(ref: ModelRef) -> tuple[NoiseSchedule, str]:

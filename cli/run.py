@@ -11,7 +11,7 @@ from ..errors import FewstepError, NumericsError
 from ..files import write_atomic
 from . import output, png, record
 from .console import Console, emit
-from .load import Model, broken, evaluations_of, is_table, load, steps_of
+from .load import Model, broken, evaluations_of, is_table, load
 from .settings import Item, Settings
 
 if TYPE_CHECKING:
@@ -130,13 +130,13 @@ def _resolved(model: Model, sampled: Sampled, row: int) -> record.Resolved:
     """What the picture in this row of a batch cost, and what its settings became."""
     report: Any = sampled.report
     if sampled.table is not None:
-        steps, evaluations, nfe = steps_of(sampled.table), report.evaluations, sum(report.nfe_per_branch.values())
+        evaluations, nfe = report.evaluations, sum(report.nfe_per_branch.values())
     else:
-        steps, evaluations, nfe = report.accepted[row] + 1, report.ticks[row], report.nfe_per_image[row]
+        evaluations, nfe = report.ticks[row], report.nfe_per_image[row]
     return record.Resolved(
         height=model.height,
         width=model.width,
-        steps=steps,
+        steps=report.accepted[row] + 1 if model.steps is None else model.steps,
         guidance_scale=model.scale,
         device=model.backbone.device.type,
         evaluations=evaluations,

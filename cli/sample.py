@@ -11,7 +11,7 @@ from .console import Console, emit
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from ..samplers import AdaptiveDPM, Table
+    from .load import Plan
 
 EXAMPLES = """\b
 Examples:
@@ -86,7 +86,7 @@ def sample(
 
 
 def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: Console, notes: Sequence[str]) -> int:
-    from .load import evaluations_of, is_table, plan, steps_of
+    from .load import evaluations_of, is_table, plan
     from .output import check_grid, finished
     from .table_ref import digest_of
 
@@ -96,7 +96,8 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
     with console.hushed():
         from ..samplers.table_file import encode
 
-        how = plan(settings)[1]
+        planned = plan(settings)
+        how = planned.how
         digest = digest_of(encode(how)) if is_table(how) else None
     for note in notes:
         console.note(note)
@@ -106,11 +107,10 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
             {"file": file, "index": item.index, "prompt": item.prompt, "seed": item.seed, "there": item.index in kept}
             for file, item in zip(files, settings.items, strict=True)
         ]
-        found = {"dry_run": True, "run": settings.run, "evaluations": evaluations_of(how)}
-        found |= {"steps": steps_of(how) if is_table(how) else None}
+        found = {"dry_run": True, "run": settings.run, "evaluations": evaluations_of(how), "steps": planned.steps}
         emit(json.dumps({**found, **settings.extras(), "table": digest, "images": images}))
         return 0
-    for name, text in _described(settings, how, digest, len(kept)).items():
+    for name, text in _described(settings, planned, digest, len(kept)).items():
         emit(f"{name:<10} {text}")
     middle = ["..."] if len(files) > 6 else []
     for file in [*files[:5], *middle, *files[5:][-1:], *([str(target.grid)] if grid else [])]:
@@ -118,22 +118,23 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
     return 0
 
 
-def _described(settings: Settings, how: Table | AdaptiveDPM, digest: str | None, kept: int) -> dict[str, str]:
+def _described(settings: Settings, planned: Plan, digest: str | None, kept: int) -> dict[str, str]:
     """What a run would do, in words."""
-    from .load import budget_line, is_table, steps_of
+    from .load import budget_line, is_table
 
+    how = planned.how
     scale = settings.guidance_scale if settings.guidance_scale is not None else settings.model.default_scale
     offload = "" if settings.offload is None else ", offloaded"
     lines = {"model": f"{settings.model.name} ({settings.model.kind}), {settings.dtype} on {settings.device}{offload}"}
     for lora in settings.loras:
         lines["lora" if "lora" not in lines else f"lora {len(lines)}"] = f"{lora.name}, weight {lora.weight:g}"
-    cost = f"{steps_of(how)} steps = {how.evaluations} evaluations" if is_table(how) else "as many steps as it takes"
+    cost = f"{planned.steps} steps = {how.evaluations} evaluations" if is_table(how) else "as many steps as it takes"
     lines["sampling"] = (
         f"{settings.solver}, schedule {settings.schedule}, {cost}, "
         f"guidance scale {'default' if scale is None else f'{scale:g}'}"
     )
     if settings.nfe is not None:
-        lines["budget"] = budget_line(settings, how)
+        lines["budget"] = budget_line(settings, planned)
     if digest is not None:
         lines["table"] = digest if settings.table is None else f"{digest}, from {settings.table.name}"
     size = [str(side) if side else "default" for side in (settings.width, settings.height)]

@@ -58,7 +58,7 @@ def table(
         from ..samplers.table_file import encode
 
         traced = trace_of(ref, how.solver, how.schedule, how.steps, strength=1.0 if strength is None else strength)
-        data = encode(traced, {"parametrisation": schedule_of(ref)[1]})
+        data = encode(traced, {"parametrisation": schedule_of(ref)[1], "steps": str(how.steps)})
     for note in how.notes:
         console.note(note)
     digest = digest_of(data)

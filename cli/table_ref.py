@@ -20,6 +20,7 @@ class TableRef:
     """A saved table.
 
     digest: of its contents; equal for equal tables, whoever wrote the file.       solver: as the table says.
+    steps: as they were asked for, if the file says so; some solvers join several to one.
     parametrisation: of the model that it was saved for, None if the file does not say.
     """
 
@@ -53,6 +54,7 @@ def find_table(location: str) -> TableRef:
         if marks["format"] != _FORMAT:
             raise KeyError("format")
         solver, steps = json.loads(marks["table"])["solver"], 1 + _last_whole(head["step"], data)
+        steps = int(marks.get("steps", steps))
         parametrisation = marks.get("parametrisation")
         if not (isinstance(solver, str) and solver.isprintable() and 1 <= steps <= 10_000):
             raise KeyError("solver")

@@ -30,28 +30,40 @@ def table_of(
     """The table of a run.
 
     grid: a name as in solver_config.grid_of, or explicit levels.
-    steps: default 10; explicit levels have their own number.       nfe: instead of steps, a budget of network rows per
-    image; a tick costs `branches` of them (2 with classifier-free guidance), and the largest number of steps that does
-    not exceed it is taken.       strength: see `shortened`.
+    steps: default 10; explicit levels have their own number.       nfe: instead of steps, see `steps_for`.
+    strength: see `shortened`.
     Errors: ConfigError for what contradicts, and for a budget too small for one step.
     """
     if steps is not None and nfe is not None:
         raise ConfigError(f"steps={steps} and nfe={nfe} were both given: the budget decides the steps, give one")
     if not isinstance(grid, str):
-        if nfe is not None or strength != 1.0:
-            what = f"nfe={nfe}" if nfe is not None else f"strength={strength}"
-            raise ConfigError(f"{what} places the levels, and grid gives them explicitly: leave one out")
+        if nfe is not None or strength != 1.0 or steps not in (None, len(grid) - 1):
+            what = f"nfe={nfe}" if nfe is not None else f"steps={steps}" if strength == 1.0 else f"strength={strength}"
+            raise ConfigError(f"{what} places the levels, and grid gives {len(grid)} of them explicitly: leave one out")
         return trace(solver, grid, schedule)
+    if nfe is not None:
+        steps = steps_for(nfe, schedule, solver, grid=grid, branches=branches, strength=strength)
+    return trace(solver, _placed(schedule, grid, strength)(DEFAULT_STEPS if steps is None else steps), schedule)
+
+
+def steps_for(
+    nfe: int, schedule: NoiseSchedule, solver: Solver, *, grid: str, branches: int, strength: float = 1.0
+) -> int:
+    """The largest number of steps that costs no more than `nfe` network rows per image.
+
+    A tick costs `branches` rows: 2 with classifier-free guidance.       Errors: ConfigError where one step costs more.
+    """
+    levels = _placed(schedule, grid, strength)
+    return steps_within(nfe, branches, lambda n: trace(solver, levels(n), schedule).evaluations)
+
+
+def _placed(schedule: NoiseSchedule, grid: str, strength: float) -> Callable[[int], Levels]:
+    """n -> the levels of n steps."""
     start = shortened(schedule, strength)
     rule = grid_of(grid)
-    published = strength != 1.0 and getattr(rule, "func", rule) in _PUBLISHED
-
-    def levels(n: int) -> Levels:
-        return _below(start.noisiest, rule, n, schedule) if published else rule(start, n)
-
-    if nfe is not None:
-        steps = steps_within(nfe, branches, lambda n: trace(solver, levels(n), schedule).evaluations)
-    return trace(solver, levels(DEFAULT_STEPS if steps is None else steps), schedule)
+    if strength != 1.0 and getattr(rule, "func", rule) in _PUBLISHED:
+        return lambda n: _below(start.noisiest, rule, n, schedule)
+    return lambda n: rule(start, n)
 
 
 def _below(top: Level, grid: Grid, n: int, schedule: NoiseSchedule) -> Levels:

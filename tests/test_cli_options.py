@@ -66,6 +66,22 @@ def test_a_finished_budget_loads_nothing(cli, model, monkeypatch):
     assert cli(*arguments)[1] == first
 
 
+def test_steps_are_those_that_were_asked_for(cli, model, monkeypatch):
+    """DPM-Solver-fast joins three to one."""
+    cli("table", "-m", model, "--solver", "fast++", "--steps", 7, "--save", "t.safetensors")
+    for words in (
+        ("--solver", "fast++", "--steps", 7),
+        ("--solver", "fast++", "--nfe", 15),
+        ("--table", "t.safetensors"),
+    ):
+        with monkeypatch.context() as patch:
+            path = cli("sample", "x", "-m", model, *words)[1]
+            fields = fields_of(path.strip())
+            assert (fields["steps"], fields["evaluations"], fields["nfe"]) == (7, 7, 14)
+            patch.setattr("fewstep.cli.run.load", lambda *_: pytest.fail("the model was loaded"))
+            assert cli("sample", "x", "-m", model, *words)[1] == path
+
+
 # ---------------------------------------------------------------- names of other programs
 
 

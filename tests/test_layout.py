@@ -44,6 +44,9 @@ def test_budgets_that_cannot_be():
     for nfe in (0, -3, 2.5, True):
         with pytest.raises(ConfigError, match="nfe must be a whole number"):
             table_of(SD, DPMpp2M(), nfe=nfe)
+    with pytest.raises(ConfigError, match="steps=4 places the levels, and grid gives 4"):
+        table_of(SD, DPMpp2M(), grid=uniform_lambda(SD, 3), steps=4)
+    assert len(table_of(SD, DPMpp2M(), grid=uniform_lambda(SD, 3), steps=3)) == 3
     for more in ({"steps": 3}, {"grid": uniform_lambda(SD, 3)}):
         with pytest.raises(ConfigError, match=r"both given|explicitly"):
             table_of(SD, DPMpp2M(), nfe=8, **more)
