@@ -1,6 +1,6 @@
 """Error and prompt accuracy over network evaluations: every solver on every grid, beside diffusers' best.
 
-    python -m fewstep.benchmarks.work_precision [--problem mixture|mixture-flow|tiny-sd|tiny-sd-cfg5|all]
+    python -m fewstep.benchmarks.work_precision [--problem mixture|mixture-flow|tiny-sd|tiny-sd-cfg2|tiny-sd-cfg5|all]
         [--minutes 25] [--solvers 2m unipc-3 ...] [--grids lambda ...] [--nfe 5 8 10] [--images N] [--out DIR]
 
 Everybody starts from the same noise, calls the same network in the same process and ends at sigma = 0. The error of an
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,8 +36,9 @@ from .work_precision_rows import Row, append, key_of, read_rows
 
 BUDGETS = (5, 6, 8, 10, 12, 15, 20, 30)
 FIRST = (10, 8, 12, 6)  # measured first: a default is chosen by them
-RACE = {"tiny-sd": 1.5, "tiny-sd-cfg5": 1.5}  # see `in_race`
+RACE = {"tiny-sd": 1.5, "tiny-sd-cfg2": 1.5, "tiny-sd-cfg5": 1.5}  # see `in_race`
 NAME = "work_precision"
+KEPT_LINES = 40  # of a ranking, in the JSON
 KEPT = 64  # errors of single images are kept up to so many of them, for intervals of ratios
 
 
@@ -85,7 +87,8 @@ def work(problem: Problem, options: argparse.Namespace) -> Iterator[tuple[Method
     known = grids_of(problem.schedule)
     wanted = [name for name in options.grids or known if name in known]
     methods = [method for method in methods if method.grid in wanted]
-    methods = [*([] if options.no_peers else peers(problem)), *methods]
+    others = [peer for peer in peers(problem) if options.peers is None or peer.name in options.peers]
+    methods = [*others, *methods]
     for budget in [b for b in FIRST if b in options.nfe] + [b for b in options.nfe if b not in FIRST]:
         yield from ((method, budget) for method in methods)
 
@@ -104,11 +107,11 @@ def run(problem: Problem, options: argparse.Namespace, path: Path, deadline: flo
     facts["command"], facts["race"] = command(problem, options), RACE.get(problem.name)
     facts["reference"] = reference_facts(problem, options.cache)
     reference, left = load_reference(problem, options.cache), 0
-    for k, (method, budget) in enumerate(missing):
-        if time.perf_counter() > deadline:
-            left = len(missing) - k
-            break
+    for method, budget in missing:
         if not in_race(rows, method, budget, RACE.get(problem.name, math.inf)):
+            continue
+        if time.perf_counter() > deadline:
+            left += 1
             continue
         try:
             case = (method.implementation, method.name, budget)
@@ -199,7 +202,8 @@ def write(out: Path, facts: Sequence[dict[str, Any]]) -> str:
     ranked = rankings(rows)
     text = markdown(report, rows, ranked)
     (out / f"{NAME}.md").write_text(text, encoding="utf-8")
-    path.write_text(json.dumps({**report, "rankings": ranked}, indent=1) + "\n", encoding="utf-8")
+    heads = {problem: lines[:KEPT_LINES] for problem, lines in ranked.items()}
+    path.write_text(json.dumps({**report, "rankings": heads}, indent=1) + "\n", encoding="utf-8")
     return text
 
 
@@ -235,8 +239,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command(problem: Problem, options: argparse.Namespace) -> str:
     """What to type to repeat it."""
     words = ["python -m fewstep.benchmarks.work_precision --problem", problem.name, "--images", str(problem.images)]
-    for name in ("grids", "solvers"):
-        words += [f"--{name}", *getattr(options, name)] if getattr(options, name) else []
+    for name in ("grids", "solvers", "peers"):
+        chosen = getattr(options, name)
+        words += [f"--{name}", *(shlex.quote(word) for word in chosen)] if chosen is not None else []
     words += ["--nfe", *map(str, options.nfe)] if tuple(options.nfe) != BUDGETS else []
     return " ".join(words)
 
@@ -247,7 +252,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=25.0, help="time for new rows; 0 writes the tables alone")
     parser.add_argument("--solvers", nargs="+", metavar="NAME", help="of samplers.SOLVERS (default: all)")
     parser.add_argument("--grids", nargs="+", metavar="NAME", help="our grids (default: all)")
-    parser.add_argument("--no-peers", action="store_true", help="leave out diffusers' rows")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help="diffusers' methods (default: all; none: no names)")
     parser.add_argument("--adaptive", action="store_true", help="also the adaptive solvers, over tolerances")
     parser.add_argument("--nfe", type=int, nargs="+", default=list(BUDGETS), metavar="N", help="evaluations a branch")
     parser.add_argument("--images", type=int, help="default: 256 latents, or 32 prompts")

@@ -18,11 +18,13 @@ from .work_precision_rows import Row
 
 SCALE = 2  # drawn this much larger and reduced, which smooths the lines
 PANEL, LEFT, RIGHT, TOP, BOTTOM = (640, 470), 64, 150, 52, 50  # pixels
+FEWEST = 5  # evaluations; what cannot use five is not drawn at four
 GREY, FAINT, INK = (198, 198, 198), (235, 235, 235), (40, 40, 40)
 TITLES = {
     "mixture": "Gaussian mixture, noise prediction",
     "mixture-flow": "Gaussian mixture, flow",
     "tiny-sd": "tiny-sd, no guidance",
+    "tiny-sd-cfg2": "tiny-sd, guidance scale 2",
     "tiny-sd-cfg5": "tiny-sd, guidance scale 5",
 }
 HIGHLIGHTED: dict[tuple[str, str], tuple[str, tuple[int, int, int], bool]] = {
@@ -92,6 +94,8 @@ def _curves(rows: Sequence[Row]) -> dict[tuple[str, str], list[tuple[float, floa
     found: dict[tuple[str, str], dict[float, float]] = {}
     for row in best(r for r in rows if r.error is not None and math.isfinite(r.error) and r.error > 0).values():
         points = found.setdefault((row.implementation, row.method), {})
+        if row.ticks < FEWEST:
+            continue
         points[row.ticks] = min(points.get(row.ticks, math.inf), float(row.error or math.inf))
     return {key: sorted(points.items()) for key, points in found.items() if len(points) > 1}
 

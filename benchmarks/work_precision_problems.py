@@ -277,6 +277,7 @@ PROBLEMS: dict[str, Callable[[int], Problem]] = {
     "mixture": mixture,
     "mixture-flow": mixture_flow,
     "tiny-sd": tiny_sd,
+    "tiny-sd-cfg2": partial(tiny_sd, scale=2.0),
     "tiny-sd-cfg5": partial(tiny_sd, scale=5.0),
 }
-IMAGES = {"mixture": 256, "mixture-flow": 256, "tiny-sd": 32, "tiny-sd-cfg5": 24}
+IMAGES = {"mixture": 256, "mixture-flow": 256, "tiny-sd": 32, "tiny-sd-cfg2": 24, "tiny-sd-cfg5": 24}
