@@ -48,7 +48,7 @@ def position(timestep: float | Tensor, issued: Sequence[Tensor]) -> int | None:
     for age, timesteps in enumerate(reversed(issued)):
         if timestep.dtype == timesteps.dtype and _memory(timestep) == _memory(timesteps):
             if age == 0:
-                return timestep.storage_offset()
+                return int(timestep.storage_offset())
             raise ConfigError(f"this timestep belongs to an earlier set_timesteps of this scheduler; {_ONE_EACH}")
     return None
 
