@@ -59,7 +59,8 @@ def estimate_statistics(
     conditioning per image has that of one batch.       probes: sign vectors for each sample and lam.
     per_element: one number for each element and lam instead of one a lam.       bias: False for the best s with b = 0,
     which may become a table.       difference: distance in lam of the points of dF/dlam; errors of 1e-16 / difference
-    and difference^4 (float64; 1e-7 instead of 1e-16 in float32).
+    and difference^4 (float64; 1e-7 instead of 1e-16 in float32). Networks fluctuate in time (section 4.2): for few lams
+    take a wider difference, a quarter of their distance, which averages over that.
     Cost for each lam: 5 K evaluations, K probes of twice their cost, and the memory of K images a few times. x0's dtype
     and device are those of the network's input.
     Errors: ConfigError for lams or a batch that cannot work; NumericsError for a result that is not finite.
