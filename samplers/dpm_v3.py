@@ -32,7 +32,7 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError
 from .dpm_v3_integrals import integrals
 from .dpm_v3_statistics import EmpiricalStatistics
-from .engine import Guidance, Network, Outputs, branches_and_weights, check_outputs
+from .engine import Guidance, Network, Outputs, as_state, branches_and_weights, check_outputs
 from .form import LinearForm
 from .grids import Levels
 from .levels import Level, NoiseSchedule
@@ -247,7 +247,7 @@ def solve_v3(solver: DPMv3, network: Network, levels: Levels, x: Tensor, *, guid
     if shape and tuple(x.shape[1:]) != shape:
         raise IncompatibleError(f"the statistics are for images of shape {shape}, x has {tuple(x.shape[1:])}; "
                                 "estimate them at this size, or use statistics.mean()")  # fmt: skip
-    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    x = as_state(x)
     plan, report = solver.plan(levels, network.schedule), Report(batch=x.shape[0])
     carry: Carry = ()
     for i, level in enumerate(plan.nodes):
