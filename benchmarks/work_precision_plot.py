@@ -30,12 +30,14 @@ TITLES = {
 HIGHLIGHTED: dict[tuple[str, str], tuple[str, tuple[int, int, int], bool]] = {
     (PEER, "DPM-Solver++ 2M"): ("diffusers 2M", (20, 20, 20), True),
     (PEER, "UniPC-2"): ("diffusers UniPC-2", (130, 130, 130), True),
-    (PEER, "DDIM"): ("diffusers DDIM", (170, 120, 60), True),
-    (PEER, "Euler"): ("diffusers Euler", (170, 120, 60), True),
+    (PEER, "DDIM"): ("diffusers DDIM", (175, 150, 130), True),
+    (PEER, "Euler"): ("diffusers Euler", (175, 150, 130), True),
     ("fewstep", "2m"): ("2m", (31, 119, 180), False),
     ("fewstep", "unipc-2"): ("unipc-2", (44, 140, 44), False),
     ("fewstep", "unipc-3"): ("unipc-3", (148, 103, 189), False),
     ("fewstep", "deis-3"): ("deis-3", (214, 39, 40), False),
+    ("fewstep", "dpm-2m"): ("dpm-2m", (240, 130, 20), False),
+    ("fewstep", "ddim"): ("ddim", (140, 86, 75), False),
 }
 
 
