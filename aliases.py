@@ -182,13 +182,15 @@ GRIDS_COMFY = (
     Alias("align_your_steps", "ays-sd", ABSENT, "say for which model: ays-sd, ays-sdxl or ays-svd"),
 )
 
+_LINSPACE = "the same for their multistep solvers; Euler, Heun and DDIM end at time 0"
+
 GRIDS_DIFFUSERS = (
     Alias("use_karras_sigmas", "karras", SAME, "diffusers rounds the times, not the levels"),
     Alias("use_exponential_sigmas", "exponential", SAME, "diffusers cuts the times off to whole numbers"),
     Alias("use_beta_sigmas", "beta", SAME, "diffusers cuts the times off to whole numbers"),
     Alias("use_lu_lambdas", "lambda", SAME, "diffusers rounds the times, not the levels"),
-    Alias("timestep_spacing=linspace", "linspace", SAME, "of the multistep solvers"),
-    Alias("timestep_spacing=leading", "leading", SAME, "of DDIM and Euler"),
+    Alias("timestep_spacing=linspace", "linspace", GRID_DIFFERS, _LINSPACE),
+    Alias("timestep_spacing=leading", "leading", GRID_DIFFERS, "the same for their DDIM and Euler with steps_offset=1"),
     Alias("timestep_spacing=trailing", "trailing", SAME),
 )
 

@@ -20,10 +20,19 @@ SOLVER_NAMES = (
 )  # fmt: skip
 GRID_NAMES = (
     "lambda", "karras", "time", "linspace", "leading", "trailing", "quadratic", "exponential", "polyexponential",
-    "beta", "ays-sd", "ays-sdxl", "ays-svd",
+    "beta", "ays-sd", "ays-sdxl", "ays-svd", "flow",
 )  # fmt: skip
+DEFAULT_SOLVER = "dpm-2m"
+# The grid where none is given: "lambda" for those that it suits better (samplers.defaults says what this rests on).
+DEFAULT_GRID, LAMBDA_GRID = "karras", "lambda"
+_EVEN_IN_LAM = ("2m", "3m", "3m-as-released", "unipc-2", "unipc-3", "unipc-4", "sde-1", "sde-2m", "sde-3m")
 # They choose their steps themselves: no grid, no number of steps.
 ADAPTIVE_NAMES = ("adaptive-12", "adaptive-23", "adaptive++-12", "adaptive++-23")
+
+
+def default_grid(solver: str) -> str:
+    """The grid for a solver of SOLVER_NAMES, perhaps with its options, where none is given (not for flow models)."""
+    return LAMBDA_GRID if solver.partition(":")[0] in _EVEN_IN_LAM else DEFAULT_GRID
 
 
 class NamedSolver(NamedTuple):
@@ -92,12 +101,18 @@ def parse_options(text: str) -> dict[str, str]:
 def _resolve_class(name: str, options: str) -> NamedSolver:
     """A scheduler class of diffusers with the options of its config that choose a solver or a grid."""
     given, grid = parse_options(options) if options.strip() else {}, None
+    chosen: list[str] = []
     for option in list(given):
         found = _GRIDS.get(_key(option)) or _GRIDS.get(_key(f"{option}={given[option]}"))
-        if found is not None:
-            value = given.pop(option)
-            if value.lower() != "false":
-                grid = NamedGrid(found.ours, _exact(found))
+        if found is None:
+            continue
+        on = given.pop(option).lower() not in ("false", "none", "0", "")
+        if on and option.startswith("use_"):
+            chosen.append(option)
+        if on and (option.startswith("use_") or grid is None):  # as in diffusers they come before timestep_spacing
+            grid = NamedGrid(found.ours, _exact(found))
+    if len(chosen) > 1:
+        raise ConfigError(f"{name}: {chosen[0]} and {chosen[1]} choose two grids; give one of them")
     given = {key: value for key, value in given.items() if f"{key}={value.lower()}" not in _DEFAULTS}
     rest = ",".join(f"{key}={given[key]}" for key in sorted(given))
     found = _SOLVERS.get(_key(f"{name}:{rest}" if rest else name))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from ..names import ADAPTIVE_NAMES, NamedSolver, resolve_grid, resolve_solver
+from ..names import ADAPTIVE_NAMES, DEFAULT_SOLVER, NamedSolver, default_grid, resolve_grid, resolve_solver
 from . import checks
 from .table_ref import TableRef, find_table
 
-DEFAULT_SOLVER, DEFAULT_SCHEDULE, DEFAULT_STEPS = "2m", "lambda", 10
+DEFAULT_STEPS = 10
 
 
 class How(NamedTuple):
@@ -42,7 +42,7 @@ def choose(
     named = solver_named(DEFAULT_SOLVER if solver is None else solver)
     if named.solver.partition(":")[0] in ADAPTIVE_NAMES:
         return _adaptive(named, _notes(solver, named, None), schedule=schedule, steps=steps, nfe=nfe)
-    grid = schedule_named(schedule) if schedule is not None else named.grid or DEFAULT_SCHEDULE
+    grid = schedule_named(schedule) if schedule is not None else named.grid or default_grid(named.solver)
     notes = _notes(solver, named, grid)
     return How(named.solver, grid, DEFAULT_STEPS if steps is None and nfe is None else steps, nfe, None, notes)
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from ..models import EMBEDDED
-from ..names import GRID_NAMES, SOLVER_NAMES
+from ..names import DEFAULT_GRID, DEFAULT_SOLVER, GRID_NAMES, LAMBDA_GRID, SOLVER_NAMES
 from .checks import DTYPES, FORMATS, OFFLOADS
 from .config import use_config
-from .how import DEFAULT_SCHEDULE, DEFAULT_SOLVER, DEFAULT_STEPS
+from .how import DEFAULT_STEPS
 from .settings import DEFAULT_STRENGTH
 
 _WHAT, _HOW, _MODEL, _OUT, _TALK = "What to make", "How to sample", "Model", "Output", "What is printed"
@@ -106,7 +106,8 @@ _schedule = _option(
     "--schedule",
     metavar="NAME[:KEY=VALUE,...]",
     among=GRID_NAMES,
-    help=f"Noise levels: {', '.join(GRID_NAMES)}. [default: {DEFAULT_SCHEDULE}, or what the solver's name says]",
+    help=f"Noise levels: {', '.join(GRID_NAMES)}. [default: what the solver's name says, else what suits "
+    f"it: {DEFAULT_GRID}, or {LAMBDA_GRID} for 2m, 3m, unipc and sde]",
 )
 _steps = _option(
     _HOW,

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import ConfigError
+from ..names import DEFAULT_GRID, DEFAULT_SOLVER
 from . import checks
 from .init_image import InitImage
 from .lora_ref import LoraRef
@@ -37,8 +38,8 @@ class Settings:
     model: ModelRef
     prompts: tuple[str, ...]
     negative_prompt: str | None = None
-    solver: str = "2m"
-    schedule: str = "lambda"
+    solver: str = DEFAULT_SOLVER
+    schedule: str = DEFAULT_GRID
     steps: int | None = 10
     guidance_scale: float | None = None
     seed: int = 0

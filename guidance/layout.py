@@ -12,7 +12,6 @@ from ..samplers.grids import MAX_STEPS, Grid, ays_sd, ays_sdxl, ays_svd, check_s
 from ..samplers.solver_config import grid_of
 
 DEFAULT_STEPS = 10
-DEFAULT_GRID = "lambda"
 _PUBLISHED = (ays_sd, ays_sdxl, ays_svd)
 _FINE = 1000  # a multiple of the ten steps that were published
 
@@ -21,7 +20,7 @@ def table_of(
     schedule: NoiseSchedule,
     solver: Solver,
     *,
-    grid: str | Levels = DEFAULT_GRID,
+    grid: str | Levels = "lambda",
     steps: int | None = None,
     nfe: int | None = None,
     branches: int = 1,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import ConfigError
 from ..samplers import (
     AdaptiveDPM,
-    DPMpp2M,
     Level,
     Levels,
     NoiseTape,
@@ -20,12 +19,13 @@ from ..samplers import (
     solve,
 )
 from ..samplers.backbones import backbone_of
+from ..samplers.defaults import default_grid, default_solver
 from ..samplers.engine import OnTick
 from ..samplers.noise import check_seed
 from ..samplers.solver_config import adaptive_of, solver_and_grid
 from ..samplers.table import check_same_schedule
 from .cfg import CFG
-from .layout import DEFAULT_GRID, DEFAULT_STEPS, check_strength, shortened, table_of
+from .layout import DEFAULT_STEPS, check_strength, shortened, table_of
 from .pictures import batch_of_images
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ..samplers.backbones import Backbone
 
-__all__ = ["DEFAULT_GRID", "DEFAULT_STEPS", "DEFAULT_STRENGTH", "Sampled", "sample"]
+__all__ = ["DEFAULT_STEPS", "DEFAULT_STRENGTH", "Sampled", "sample"]
 
 DEFAULT_STRENGTH = 0.8
 
@@ -72,9 +72,10 @@ def sample(
 
     model: a diffusers pipeline of a supported family, or a Backbone (see samplers.backbones).
     negative_prompts: None for the model's own empty condition, or one, or one per prompt.
-    solver: default DPMpp2M(); or a name ("unipc-3", "DPM++ 2M Karras"). An adaptive one (AdaptiveDPM()) finds its steps
-    itself: grid, steps, nfe, on_tick and graph do not go with it.       grid: a name of samplers.GRIDS, default
-    the one that the solver's name implies, else "lambda"; or explicit levels.
+    solver: one, or a name ("unipc-3", "DPM++ 2M Karras"); default: samplers.defaults.default_solver. An adaptive one
+    (AdaptiveDPM()) finds its steps itself: grid, steps, nfe, on_tick and graph do not go with it.
+    grid: a name of samplers.GRIDS, or explicit levels; default: what the solver's name implies, else what suits the
+    solver (samplers.defaults.default_grid).
     steps: default 10.       nfe: in its place, a budget of network rows per image (two a tick with guidance); the
     largest number of steps within it is taken.       table: in place of solver, grid, steps and nfe.
     init_images: begin with these and not with noise alone; see pictures.batch_of_images. They are encoded to the mean
@@ -155,8 +156,9 @@ def _share(strength: float | None, from_images: bool, named: bool) -> float:
 def _table(
     backbone: Backbone, guidance: CFG, solver: Any, steps: int | None, nfe: int | None, grid: Any, share: float
 ) -> Table:
-    rule, implied = solver_and_grid(DPMpp2M() if solver is None else solver)
-    grid = (implied or DEFAULT_GRID) if grid is None else grid
+    kind = backbone.parametrisation
+    rule, implied = solver_and_grid(default_solver(kind) if solver is None else solver)
+    grid = (implied or default_grid(rule, kind)) if grid is None else grid
     branches = len(guidance.branches(0, None))
     return table_of(backbone.schedule, rule, grid=grid, steps=steps, nfe=nfe, branches=branches, strength=share)
 

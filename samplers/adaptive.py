@@ -6,10 +6,11 @@ A step from s to t = lam_s + h is made twice from the same evaluations, x_low of
     delta = max(atol, rtol max(|x_low|, |x_prev|)),        E = RMS((x_high - x_low) / delta)
 
 it is accepted where E <= 1, and the next h is theta h E^{-1/k}, or with a PID controller theta h times
-E_n^{-(p + i + d)/k} E_{n-1}^{(p + 2 d)/k} E_{n-2}^{-d/k}. Every image has its own E and h, so its picture does not
+E_n^{-(p + i + d)/k} E_{n-1}^{(p + 2 d)/k} E_{n-2}^{-d/k} over accepted steps; after a rejected one its own E alone
+counts, so that the next is shorter. Every image has its own E and h, so its picture does not
 depend on its batch. x_prev is x_low of the last accepted step. A rejected step keeps m0 and pays for the others.
-Source: Lu et al. 2022, arXiv:2206.00927, appendix (adaptive step size); the PID controller: Söderlind 2003, "Digital
-filters in adaptive time-stepping", as in k-diffusion by Katherine Crowson, https://github.com/crowsonkb/k-diffusion.
+Source: Lu et al. 2022, arXiv:2206.00927, appendix (adaptive step size); the PID controller follows k-diffusion by
+Katherine Crowson, https://github.com/crowsonkb/k-diffusion, with this rule of acceptance.
 """
 
 from __future__ import annotations
@@ -239,9 +240,10 @@ class _Run:
             else:
                 self.stale[k] = False
                 self.report.rejected[k] += 1
-            newest = (error, *self.errors[k][:2])
-            self.h[k] = max(h * self.solver.factor(newest), self.solver.h_min)
-            self.errors[k] = newest
+            newest, kept = (error, *self.errors[k][:2]), error <= 1.0 or forced
+            factor = self.solver.factor(newest if kept else (error, error, error))
+            self.h[k] = max(h * factor, self.solver.h_min)
+            self.errors[k] = newest if kept else self.errors[k]
             if self.levels[k] is not self.end:
                 self.check_budget(k)
         if accepted:

@@ -38,12 +38,7 @@ class DPMFast(Singlestep):
 
     def plan(self, levels: Levels, schedule: NoiseSchedule) -> Plan:
         check_levels(levels)
-        first, last = (not has_finite_h(*pair) for pair in (levels[:2], levels[-2:]))
-        K = len(levels) - 1
-        if K == 1:
-            orders = [1]
-        else:
-            orders = [1] * first + partition(K - first - last, low_end=last) + [1] * last
+        orders = [order for run in runs_of(levels) for order in orders_of(run)]
         joined = tuple(levels[k] for k in (0, *accumulate(orders)))
         return blocks_plan(joined, orders, schedule, {2: (0.5,), 3: THIRDS})
 
@@ -53,6 +48,22 @@ class DPMppFast(DPMFast):
     """DPMFast in data prediction."""
 
     space: ClassVar[Space] = DATA
+
+
+def runs_of(levels: Levels) -> list[Levels]:
+    """The levels, divided at every turn (restarts), which stays the end of one run and the start of the next."""
+    falls = [float(t.lam) > float(s.lam) for s, t in zip(levels, levels[1:], strict=False)]
+    turns = [0, *(k for k in range(1, len(falls)) if falls[k] != falls[k - 1]), len(falls)]
+    return [levels[a : b + 1] for a, b in zip(turns, turns[1:], strict=False)]
+
+
+def orders_of(levels: Levels) -> list[int]:
+    """The orders of the steps over a run without a turn; they sum to its number of intervals."""
+    K = len(levels) - 1
+    if K == 1:
+        return [1]
+    first, last = (not has_finite_h(*pair) for pair in (levels[:2], levels[-2:]))
+    return [1] * first + partition(K - first - last, low_end=last) + [1] * last
 
 
 def partition(K: int, low_end: bool) -> list[int]:

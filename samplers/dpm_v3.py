@@ -60,7 +60,7 @@ class DPMv3:
     order: int = 3
     pseudo: bool = False
     lower_order_final: bool = True
-    keeps_edits: ClassVar[bool] = True
+    keeps_edits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):

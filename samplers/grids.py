@@ -1,6 +1,6 @@
 """Grids: (schedule, n) -> the n + 1 levels of a run of n steps.
 
-Every grid but ``leading`` starts at the schedule's noisiest level, and levels fall strictly. Two ends are offered:
+All grids but ``leading`` and ``flow`` start at the schedule's noisiest level, and levels fall strictly. Two ends:
 
 to_zero=True (default)   n nodes, the last one the cleanest trained level, and then sigma = 0: the last of the n steps
                          goes there and returns the predicted clean image (the papers' "denoise to zero", but within
@@ -26,6 +26,7 @@ from numbers import Integral
 
 from ..errors import ConfigError
 from .beta_quantile import beta_quantile
+from .grids_flow import even_times
 from .grids_tables import AYS_SD_TIMES, AYS_SDXL_TIMES, AYS_SVD_SIGMAS, SD_ENDS, places
 from .levels import DiscreteVP, Level, NoiseSchedule, RectifiedFlow, level_at
 
@@ -237,10 +238,16 @@ def trailing(schedule: NoiseSchedule, n: int) -> Levels:
 
 def from_times(schedule: NoiseSchedule, times: Sequence[float], *, to_zero: bool = True) -> Levels:
     """Explicit model times, noisiest first; sigma = 0 is appended unless ``to_zero=False``."""
-    if not times:
+    numbers = [float(time) for time in times]
+    if not numbers:
         raise ConfigError("a grid needs at least one time")
-    levels = [schedule.level(time) for time in times]
+    levels = [schedule.level(time) for time in numbers]
     return check_levels(tuple([*levels, schedule.clean] if to_zero else levels))
+
+
+def flow(schedule: NoiseSchedule, n: int, *, start: float = 0.999) -> Levels:
+    """Flow pipelines' evenly spaced times, 1, 1 - 1/n, ..., 1/n, 0, begun just below pure noise (see grids_flow)."""
+    return even_times(schedule, check_steps(n), start)
 
 
 def check_levels(levels: Levels) -> Levels:
@@ -288,4 +295,5 @@ GRIDS: dict[str, Grid] = {
     "ays-sd": ays_sd,
     "ays-sdxl": ays_sdxl,
     "ays-svd": ays_svd,
+    "flow": flow,
 }

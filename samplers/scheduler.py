@@ -245,7 +245,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         batch = None if sample.dtype == state.x.dtype else (sample.dtype, 1)  # the cast is part of the launch
         self._state, result = advance_and_feed(table, state, prediction, noise, batch)
         result = self._state.x.to(sample.dtype) if result is None else result
-        self._returned = (result, version_of(result))
+        kept = result.clone() if result.is_inference() else result  # such tensors do not say that they were written to
+        self._returned = (kept, version_of(kept))
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -290,9 +291,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         if self._returned is None:
             return False
         returned, version = self._returned
-        if version_of(returned) != version:  # written to in place
-            return True
-        if sample is returned:
-            return False
+        told = not returned.is_inference()
+        if told and (sample is returned or version_of(returned) != version):  # the latter: written to in place
+            return version_of(returned) != version
         # A copy is no edit. Telling costs a read-back on a GPU, so ask only where an edit would cost the history.
-        return self.table.keeps_edits or sample.shape != returned.shape or not torch.equal(sample, returned)
+        return (told and self.table.keeps_edits) or sample.shape != returned.shape or not torch.equal(sample, returned)

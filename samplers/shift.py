@@ -13,6 +13,7 @@ Source: Esser et al. 2024, arXiv:2403.03206, equation 23.
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 from ..errors import ConfigError
 from .grids import Levels
@@ -46,7 +47,7 @@ def dynamic_mu(
     the line goes on, as in diffusers' pipelines. The defaults are Flux's.
     """
     for name, value in (("tokens", tokens), ("base_tokens", base_tokens), ("max_tokens", max_tokens)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ConfigError(f"{name} must be a whole number from 1 up, got {value!r}")
     if base_tokens == max_tokens:
         raise ConfigError(f"base_tokens and max_tokens must differ, got {base_tokens} twice")

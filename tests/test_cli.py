@@ -68,7 +68,7 @@ def test_metadata_is_complete_and_names_no_path(cli, model, tmp_path):
     assert (fields["width"], fields["height"], fields["nfe"], fields["evaluations"]) == (16, 16, 6, 3)
     assert texts["parameters"] == (
         f"{prompt}\nNegative prompt: blue\n"
-        "Steps: 2, Sampler: Heun, Schedule type: Lambda, CFG scale: 3, Seed: 7, "
+        "Steps: 2, Sampler: Heun, Schedule type: Karras, CFG scale: 3, Seed: 7, "
         f"Size: 16x16, Model: tiny, Version: fewstep {fields['versions']['fewstep']}"
     )
     log = Path("outputs/run.jsonl").read_text()
@@ -183,8 +183,8 @@ def test_help_of_all(cli):
 def test_names_and_limits_agree_with_the_library():
     assert set(SOLVER_NAMES) == set(SOLVERS) and set(GRID_NAMES) == set(GRIDS)
     assert (checks.MAX_STEPS, checks.MAX_SEED) == (MAX_STEPS, MAX_SEED)
-    assert (settings.DEFAULT_STRENGTH, how.DEFAULT_STEPS, how.DEFAULT_SCHEDULE) == (
-        sampling.DEFAULT_STRENGTH, layout.DEFAULT_STEPS, layout.DEFAULT_GRID,
+    assert (settings.DEFAULT_STRENGTH, how.DEFAULT_STEPS) == (
+        sampling.DEFAULT_STRENGTH, layout.DEFAULT_STEPS,
     )  # fmt: skip
     assert checks.OFFLOADS == placement.OFFLOADS
 

@@ -47,8 +47,11 @@ def log(folder: str) -> list[dict]:
     return [json.loads(line) for line in Path(folder, "run.jsonl").read_text().splitlines()]
 
 
+OLD = {"solver": "2m", "schedule": "lambda"}  # the defaults then
+
+
 @pytest.mark.parametrize(
-    ("more", "run"), [({}, "7c94f8f7"), ({"steps": 7, "solver": "heun", "seed": 3, "height": 64}, "df7b052f")]
+    ("more", "run"), [(OLD, "7c94f8f7"), ({**OLD, "steps": 7, "solver": "heun", "seed": 3, "height": 64}, "df7b052f")]
 )
 def test_runs_keep_their_names(more, run):
     """As version 0.1.0 called them before there were pictures to start from: its pictures are recognised still."""

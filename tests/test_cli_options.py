@@ -33,7 +33,7 @@ def fields_of(path: str) -> dict:
 
 def test_a_budget_chooses_the_steps(cli, model):
     _, out, err = cli("sample", "x", "-m", model, "--nfe", 9, "-g", 3)
-    assert "--nfe 9: 4 steps of 2m, which cost 8 a picture" in err
+    assert "--nfe 9: 4 steps of dpm-2m, which cost 8 a picture" in err
     fields = fields_of(out.strip())
     assert (fields["steps"], fields["nfe"], fields["budget"]) == (4, 8, 9)
     assert np.array_equal(

@@ -41,11 +41,14 @@ SCHEDULES = [
 ]  # fmt: skip
 SPACINGS = ("linspace", "leading", "trailing")
 AYS = {"ays-sd": SD, "ays-sdxl": SD, "ays-svd": SVD}
-WITH_TO_ZERO = [name for name in GRIDS if name not in SPACINGS]
+FLOWS = (RectifiedFlow(), FLOW)
+WITH_TO_ZERO = [name for name in GRIDS if name not in (*SPACINGS, "flow")]
 WITH_LAM_MIN = [name for name in WITH_TO_ZERO if name not in AYS]
 
 
 def refused(name, schedule):
+    if name == "flow":
+        return schedule not in FLOWS
     return (name in SPACINGS and not isinstance(schedule, DiscreteVP)) or AYS.get(name, schedule) != schedule
 
 
@@ -57,6 +60,20 @@ def lam_gaps(levels):
     return [float(b.lam) - float(a.lam) for a, b in itertools.pairwise(levels)]
 
 
+def test_flow_times_are_the_pipelines_but_for_the_start():
+    """Even steps to 0, and the start a little below pure noise, so that the second step has a history."""
+    for n in (1, 2, 9):
+        times = [level.time for level in GRIDS["flow"](FLOW, n)]
+        assert times == pytest.approx([999.0 * (1 - i / n) for i in range(n)] + [0.0], abs=1e-9)
+        exact = GRIDS["flow"](FLOW, n, start=1.0)
+        assert exact == from_times(FLOW, [1000.0 * (1 - i / n) for i in range(n)])
+    orders = [DPMpp2M().plan(GRIDS["flow"](FLOW, 5, start=start), FLOW).order for start in (1.0, 0.999)]
+    assert orders == [(1, 1, 2, 2, 1), (1, 2, 2, 2, 1)]  # the step from pure noise leaves no history
+    for start in (0.5, 1.001, math.nan):
+        with pytest.raises(ConfigError, match="start must be"):
+            GRIDS["flow"](FLOW, 4, start=start)
+
+
 # --- what holds for every grid ----------------------------------------------------------------------------------------
 
 
@@ -65,13 +82,13 @@ def lam_gaps(levels):
 def test_grids_fall_from_the_noisiest_level_to_zero(schedule, name):
     for n in (1, 2, 3, 9, 40):
         if refused(name, schedule):
-            with pytest.raises(ConfigError, match=r"discrete-time|was optimised for"):
+            with pytest.raises(ConfigError, match=r"discrete-time|was optimised for|flow models"):
                 GRIDS[name](schedule, n)
             continue
         levels = GRIDS[name](schedule, n)
         assert len(levels) == n + 1 and levels[-1] == schedule.clean and levels[-1].sigma == 0.0
         assert all(gap > 0.0 for gap in lam_gaps(levels))
-        if name != "leading":
+        if name not in ("leading", "flow"):
             assert levels[0] == schedule.noisiest
         for level in levels[:-1]:  # the time that the network is fed is the time of the level that is integrated
             assert schedule.level(level.time) == level
@@ -97,7 +114,7 @@ def test_the_cleanest_level_is_a_node_once(name):
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_number_of_steps_that_cannot_be(name, n):
     with pytest.raises(ConfigError, match="steps must be"):
-        GRIDS[name](AYS.get(name, SD), n)
+        GRIDS[name](FLOW if name == "flow" else AYS.get(name, SD), n)
 
 
 def test_options_that_cannot_be():

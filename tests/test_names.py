@@ -12,8 +12,18 @@ import pytest
 
 from fewstep.aliases import ABSENT, GRID_DIFFERS, GRID_TABLES, SAME, SOLVER_TABLES, TRUE_ORDER
 from fewstep.errors import ConfigError
-from fewstep.names import ADAPTIVE_NAMES, GRID_NAMES, SOLVER_NAMES, resolve_grid, resolve_solver
+from fewstep.names import (
+    ADAPTIVE_NAMES,
+    DEFAULT_SOLVER,
+    GRID_NAMES,
+    SOLVER_NAMES,
+    default_grid,
+    resolve_grid,
+    resolve_solver,
+)
 from fewstep.samplers import (
+    EPS,
+    FLOW,
     GRIDS,
     SOLVERS,
     DiscreteVP,
@@ -21,8 +31,11 @@ from fewstep.samplers import (
     DPMpp2S,
     SDEDPMpp2M,
     UniPC,
+    V,
     karras,
 )
+from fewstep.samplers.defaults import default_grid as of_solver
+from fewstep.samplers.defaults import default_solver
 from fewstep.samplers.solver_config import grid_of, solver_and_grid, solver_of
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "names.md"
@@ -220,3 +233,10 @@ def test_the_solvers_page_has_every_name():
     page = (Path(__file__).parents[1] / "docs" / "solvers.md").read_text(encoding="utf-8")
     missing = [name for name in (*SOLVER_NAMES, *ADAPTIVE_NAMES, *GRID_NAMES) if f"`{name}`" not in page]
     assert not missing
+
+
+def test_the_command_line_has_the_librarys_defaults():
+    assert SOLVERS[DEFAULT_SOLVER]() == default_solver(EPS)
+    for name, make in SOLVERS.items():
+        assert default_grid(name) == of_solver(make(), EPS) == of_solver(make(), V)
+        assert of_solver(make(), FLOW) == "flow"

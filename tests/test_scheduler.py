@@ -198,6 +198,25 @@ def test_a_callback_edits_the_latents(sd, solver, how, monkeypatch):
         assert relative(run(pipe, callback_on_step_end=callback)[0], native.x) > 1e-3
 
 
+@pytest.mark.parametrize("solver", [DPMpp2M(), UniPC(2)], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_edits_in_place_count_in_inference_mode(solver, dtype):
+    """Its tensors have no version counter, so whether one was written to must be told by value."""
+    x, out = (torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(k)).to(dtype) for k in (0, 1))
+    ends = []
+    with torch.inference_mode():
+        for in_place in (True, False):
+            scheduler = FewstepScheduler(solver=solver)
+            scheduler.set_timesteps(6)
+            sample = x.clone()
+            for i, t in enumerate(scheduler.timesteps):
+                sample = scheduler.step(out * (1 + 0.1 * i), t, sample).prev_sample
+                if i == 2:
+                    sample = sample.mul_(0.5) if in_place else sample.clone().mul_(0.5)
+            ends.append(sample)
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize("solver", FORGETFUL, ids=repr)
 def test_a_copy_is_not_an_edit(sd, solver):
     pipe = with_solver(sd, solver)

@@ -150,6 +150,14 @@ def test_fast_costs_exactly_its_budget(solver, setting):
             assert network.calls == K
 
 
+def test_fast_keeps_every_turn_of_a_restart():
+    lams = (-2.0, -1.0, 0.0, -1.5, 0.0, 1.0, 2.0, 3.0)
+    levels = tuple(level_at(VP, lam) for lam in lams)
+    plan = DPMFast().plan(levels, VP)
+    ends = [t for t, stage, order in zip(plan.targets, plan.stage, plan.order, strict=True) if stage == order - 1]
+    assert len(plan) == 7 and levels[2] in ends and levels[3] in ends and ends[-1] == levels[-1]
+
+
 def test_the_partition_of_the_paper():
     assert [partition(K, low_end=False) for K in (1, 2, 3, 4, 5, 6, 9)] == [
         [1], [2], [2, 1], [3, 1], [3, 2], [3, 2, 1], [3, 3, 2, 1],
