@@ -1,6 +1,6 @@
 """How often `fewstep.sample` paints what the prompt says: pictures of tiny-sd, read back by the judge.
 
-    python -m fewstep.benchmarks.prompt_accuracy [--prompts 500] [--solver 2m] [--steps 10] [--output FILE.json]
+    python -m fewstep.benchmarks.prompt_accuracy [--prompts 500] [--solver dpm-2m] [--steps 10] [--output FILE.json]
 
 Prompt k of a kind, never used in training, is sampled with seed k. diffusers' DPM-Solver++ 2M on its default grid is a
 row of the same run, same prompts, same seeds.
@@ -23,6 +23,7 @@ from ..guidance.sampling import sample
 from ..models import DEFAULT_SCALE, embedded
 from ..models.evaluate import KINDS, Sampler, accuracy
 from ..models.evaluate import sample as diffusers_sample
+from ..names import DEFAULT_GRID, DEFAULT_SOLVER
 from ..samplers import SOLVERS
 from ..samplers.backbones import Backbone, load_backbone
 from .harness import machine, versions
@@ -73,8 +74,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=500, help="test prompts of each kind (default: 500)")
     parser.add_argument("--scales", type=float, nargs="+", default=[DEFAULT_SCALE, 1.0], help="guidance scales")
     parser.add_argument("--steps", type=int, default=10, help="default: 10")
-    parser.add_argument("--solver", choices=list(SOLVERS), default="2m", help="default: 2m")
-    parser.add_argument("--schedule", default="lambda", help="default: lambda")
+    parser.add_argument("--solver", choices=list(SOLVERS), default=DEFAULT_SOLVER, help=f"default: {DEFAULT_SOLVER}")
+    parser.add_argument("--schedule", default=DEFAULT_GRID, help=f"default: {DEFAULT_GRID}")
     parser.add_argument("--output", type=Path, default=None, help="also write JSON here")
     arguments = parser.parse_args()
     rows = measure(arguments)

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
-from .adaptive import AdaptiveDPM, AdaptiveDPMpp
+from .adaptive import AdaptiveDPM, AdaptiveDPMpp, AdaptiveReport
 from .ancestral import DPM2Ancestral, DPMpp2SAncestral
 from .brownian import BrownianTape
 from .ddim import DDIM
+from .defaults import default_grid, default_solver
 from .deis import DEIS
 from .dpm_fast import DPMFast, DPMppFast
 from .dpm_multistep import DPM2M, DPM3M, DPMpp2M, DPMpp3M, DPMpp3MAsReleased
@@ -15,30 +16,53 @@ from .dpm_v3 import DPMv3, DPMv3Corrected, solve_v3
 from .dpm_v3_estimate import estimate_statistics
 from .dpm_v3_statistics import EmpiricalStatistics
 from .dpmpp_sde import DPMppSDE
-from .engine import Guidance, Network, Outputs, Report, Result, State, TickRecord, advance, edit, solve, start
+from .engine import (
+    BatchedNetwork,
+    Guidance,
+    Network,
+    Outputs,
+    Report,
+    Result,
+    State,
+    TickRecord,
+    advance,
+    edit,
+    solve,
+    start,
+)
 from .euler import Euler
 from .grids import (
     GRIDS,
     Levels,
+    ays_sd,
+    ays_sdxl,
+    ays_svd,
+    beta,
     check_levels,
+    flow,
     from_times,
     karras,
     leading,
     linspace,
+    polyexponential,
+    quadratic,
     trailing,
     uniform_lambda,
     uniform_time,
 )
 from .heun import Heun
+from .kdiffusion import KDiffusionNetwork
 from .levels import EDM, DiscreteVP, Level, NoiseSchedule, RectifiedFlow, level_at
 from .levels_continuous import CosineVP, LinearVP
 from .noise import GeneratorTape, NoiseTape, Tape, initial_noise
 from .prediction import EPS, FLOW, PARAMETRISATIONS, X0, Parametrisation, Prediction, V, edm, predict
 from .renoise import renoise
 from .sde import SDEDPMpp1, SDEDPMpp2M, SDEDPMpp3M
+from .shift import dynamic_mu, shift_levels, shift_of_mu, stretch_to_terminal
 from .solver import Plan, Solver
 from .table import Table, fold, trace, trace_tick
 from .unipc import UniPC
+from .whole_times import whole_times
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "2m": DPMpp2M,
@@ -95,6 +119,8 @@ __all__ = [
     "X0",
     "AdaptiveDPM",
     "AdaptiveDPMpp",
+    "AdaptiveReport",
+    "BatchedNetwork",
     "BrownianTape",
     "CosineVP",
     "DPM2Ancestral",
@@ -115,6 +141,7 @@ __all__ = [
     "GeneratorTape",
     "Guidance",
     "Heun",
+    "KDiffusionNetwork",
     "Level",
     "Levels",
     "LinearVP",
@@ -139,10 +166,18 @@ __all__ = [
     "UniPC",
     "V",
     "advance",
+    "ays_sd",
+    "ays_sdxl",
+    "ays_svd",
+    "beta",
     "check_levels",
+    "default_grid",
+    "default_solver",
+    "dynamic_mu",
     "edit",
     "edm",
     "estimate_statistics",
+    "flow",
     "fold",
     "from_times",
     "initial_noise",
@@ -150,14 +185,20 @@ __all__ = [
     "leading",
     "level_at",
     "linspace",
+    "polyexponential",
     "predict",
+    "quadratic",
     "renoise",
+    "shift_levels",
+    "shift_of_mu",
     "solve",
     "solve_v3",
     "start",
+    "stretch_to_terminal",
     "trace",
     "trace_tick",
     "trailing",
     "uniform_lambda",
     "uniform_time",
+    "whole_times",
 ]  # fmt: skip

@@ -33,7 +33,7 @@ LAYERS = {
     "inverse": {"guidance", "samplers", "kernels"},
     "models": {"samplers", "kernels", "files"},
     "cli": {"inverse", "guidance", "samplers", "kernels", "models", "names", "aliases", "files"},
-    "benchmarks": {"inverse", "guidance", "samplers", "kernels", "models", "cli"},
+    "benchmarks": {"inverse", "guidance", "samplers", "kernels", "models", "cli", "names"},
 }
 DIFFUSERS_HOMES = (
     "samplers/backbones/",
