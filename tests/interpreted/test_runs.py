@@ -17,7 +17,23 @@ VP = DiscreteVP.scaled_linear()
 SHAPE = (2, 4, 8, 8)
 SCALE = 7.5
 GUIDANCE = {"none": None, "cfg": CFG(SCALE)}
-EVERY = [(name, guided) for name in SOLVERS for guided in GUIDANCE]
+
+
+def one_of_each_shape():
+    """A solver for every set of folded rows that occurs: same registers, outputs and moves, same work for a kernel."""
+    found = {}
+    for name, make in SOLVERS.items():
+        table, carries, shapes = trace(make(), uniform_lambda(VP, 4), VP), 0, set()
+        for i, row in enumerate(table.rows):
+            folded = table.fold(i, carries, EPS, (1.0 - SCALE, SCALE))
+            shapes.add((folded.live, len(folded.matrix), folded.sources))
+            carries = row.carry_out
+        found.setdefault(frozenset(shapes), name)
+    return list(found.values())
+
+
+NAMES = one_of_each_shape()
+EVERY = [(name, guided) for name in NAMES for guided in GUIDANCE]
 
 
 class Net:
@@ -222,7 +238,7 @@ def captured(table, net, x, guidance, first_tick=0):
     return graph.Captured(table, lowered, net, x, lambda body, reset: body)
 
 
-@pytest.mark.parametrize("name", list(SOLVERS))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("guidance", (None, CFG(SCALE), Interval()), ids=("none", "cfg", "interval"))
 def test_the_captured_ticks_equal_the_loop_bitwise(name, guidance):
     table, x, tape = table_of(name), start_of(), NoiseTape((5, 6))
