@@ -32,7 +32,7 @@ from .scheduler_pipelines import scheduler_config_of
 from .scheduler_schedules import LabelledFlow, PreconditionedVE
 from .scheduler_ticks import tick_of
 from .solver import Solver
-from .solver_config import grid_of, solver_of
+from .solver_config import grid_of, solver_and_grid
 from .table import Table, trace
 
 _REMEMBERED_RUNS = 8  # earlier timesteps tensors kept, to recognise a pipeline that shares this scheduler
@@ -41,7 +41,7 @@ _REMEMBERED_RUNS = 8  # earlier timesteps tensors kept, to recognise a pipeline 
 class FewstepScheduler(SchedulerMixin, ConfigMixin):
     """Any fewstep solver on any fewstep grid, for diffusers pipelines.
 
-    solver: a Solver, a name of `samplers.SOLVERS` ("2m"), or {"name": "UniPC", "order": 3}, which the config keeps.
+    solver: a Solver, a name ("2m", "DPM++ 2M Karras"), or {"name": "UniPC", "order": 3}, which the config keeps.
     grid: a name of `samplers.GRIDS`, {"name": "karras", "rho": 5.0}, or None: "lambda", for flow models the evenly
     spaced times 1, 1 - 1/n, ... of their pipelines.
     The other fields are the model's noise schedule, named as in diffusers; `from_config` takes them from the scheduler
@@ -83,7 +83,8 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         solver: Solver | str | Mapping[str, Any] = "2m",
         grid: str | Mapping[str, Any] | None = None,
     ) -> None:
-        self.solver = usable(solver_of(usable(solver)))
+        rule, implied = solver_and_grid(usable(solver))  # "DPM++ 2M Karras" says both
+        self.solver, grid = usable(rule), implied if grid is None else grid
         self._grid = None if grid is None else grid_of(grid)
         self.register_to_config(
             solver=written(self.solver),

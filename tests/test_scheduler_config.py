@@ -245,3 +245,11 @@ def test_copies_run_on_their_own(clone):
     y = second.step(X, second.timesteps[1], x, return_dict=False)[0]
     assert first.step_index == 1 and second.step_index == 2
     assert torch.equal(first.step(X, first.timesteps[1], x, return_dict=False)[0], y)
+
+
+def test_other_programs_names_say_solver_and_grid():
+    scheduler = FewstepScheduler(solver="DPM++ 2M Karras")
+    assert scheduler.solver == DPMpp2M() and scheduler.config.grid == "karras"
+    assert FewstepScheduler(solver="DPM++ 2M Karras", grid="time").config.grid == "time"
+    again = FewstepScheduler.from_config(scheduler.config)
+    assert again.solver == DPMpp2M() and again.config.grid == "karras"
