@@ -13,6 +13,7 @@ SAME = "same"  # the same update rule: on the same levels the same numbers
 TRUE_ORDER = "same, true order"  # the same but for the third order's term, which the original halves
 GRID_DIFFERS = "grid differs"  # the same update rule, which the original runs on other levels
 ABSENT = "not here"  # `ours` is then the nearest
+AUTOMATIC = "A1111's schedule type 'Automatic' may mean karras: name the grid"
 
 
 class Alias(NamedTuple):
@@ -40,7 +41,7 @@ A1111 = (
     Alias("DPM2", "dpm-2s", GRID_DIFFERS, _DROPS),
     Alias("DPM2 a", "dpm2-a", GRID_DIFFERS, _DROPS),
     Alias("DPM++ 2S a", "2s-a", SAME),
-    Alias("DPM++ 2M", "2m", SAME, "A1111's schedule type 'Automatic' may mean karras: name the grid"),
+    Alias("DPM++ 2M", "2m", SAME, AUTOMATIC),
     Alias("DPM++ SDE", "dpmpp-sde", SAME, _NOISE),
     Alias("DPM++ 2M SDE", "sde-2m", SAME, _NOISE),
     Alias("DPM++ 2M SDE Heun", "sde-2m:solver_type=taylor", SAME, _NOISE),

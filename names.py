@@ -1,12 +1,14 @@
 """The names of solvers and grids, ours and other programs', without importing torch.
 
 `resolve_solver` and `resolve_grid` take what people type: "2m", "sde-2m:eta=0.5", "DPM++ 2M Karras", "dpmpp_2m_sde",
-"DPMSolverMultistepScheduler". docs/names.md has the table.
+"DPMSolverMultistepScheduler", also as "k_dpmpp_2m", "3M SDE" or "diffusers.EulerDiscreteScheduler". docs/names.md has
+the table.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -61,6 +63,7 @@ def resolve_solver(text: str) -> NamedSolver:
     Errors: ConfigError for a name that is unknown, or of a solver that is not here (it names the nearest).
     """
     name, _, options = text.partition(":")
+    name = _PREFIX.sub("", name.strip())
     if _key(name) in _CLASSES:
         return _resolve_class(name, options)
     found, grid = _split_grid(name)
@@ -136,8 +139,10 @@ def _split_grid(name: str) -> tuple[Alias | None, NamedGrid | None]:
 
 def _find(text: str, ours: tuple[str, ...], table: Mapping[str, Alias]) -> Alias | None:
     """Our own name as it is, or else the row of the table."""
-    text = text.strip()
-    return Alias(text.lower(), text.lower(), SAME) if text.lower() in ours else table.get(_key(text))
+    text, key = text.strip(), _key(text)
+    if text.lower() in ours:
+        return Alias(text.lower(), text.lower(), SAME)
+    return table.get(key) or (table.get(f"dpmpp{key}") if key[:1].isdigit() else None)  # "3M SDE"
 
 
 def _key(text: str) -> str:
@@ -157,17 +162,21 @@ def _both(solver: str, grid: NamedGrid | None) -> str:
 def _refuse_absent(alias: Alias, text: str, what: str) -> None:
     if alias.exact == ABSENT:
         raise ConfigError(f"the {what} {text.strip()!r} is not here: {alias.note}. The nearest is {alias.ours!r}; "
-                          "docs/names.md has the table")  # fmt: skip
+                          "docs/names.md in fewstep's repository has the table")  # fmt: skip
 
 
 def _unknown(text: str, what: str, key: str, known: Mapping[str, Alias], others: Mapping[str, Alias]) -> str:
     if key in others:
         other = "grid" if what == "solver" else "solver"
         return f"{text!r} is a {other}, not a {what}; pass it as {other}"
+    if what == "solver" and key in _PYTHON_ONLY:
+        return f"the solver {text.strip()!r} is in Python only (samplers/dpm_v3.py): it needs statistics of the model"
     ours = SOLVER_NAMES + ADAPTIVE_NAMES if what == "solver" else GRID_NAMES
-    likely = [known[close].theirs for close in difflib.get_close_matches(key, known, n=4, cutoff=0.5)]
+    here = [key for key, alias in known.items() if alias.exact != ABSENT]
+    likely = [known[close].theirs for close in difflib.get_close_matches(key, here, n=4, cutoff=0.5)]
     hint = f"did you mean {' or '.join(map(repr, likely))}? Ours" if likely else "ours"
-    return f"unknown {what} {text.strip()!r}: {hint} are {', '.join(ours)}; docs/names.md has other programs' names"
+    return (f"unknown {what} {text.strip()!r}: {hint} are {', '.join(ours)}; docs/names.md in fewstep's repository has "
+            "other programs' names")  # fmt: skip
 
 
 def _table(ours: tuple[str, ...], tables: Mapping[str, tuple[Alias, ...]]) -> dict[str, Alias]:
@@ -180,6 +189,8 @@ def _table(ours: tuple[str, ...], tables: Mapping[str, tuple[Alias, ...]]) -> di
     return found
 
 
+_PREFIX = re.compile(r"^(diffusers\.(schedulers\.)?|k_)", re.IGNORECASE)  # of modules, and of older interfaces
+_PYTHON_ONLY = ("dpmv3", "dpmsolverv3")
 # Options of diffusers that may be written out though they are at their default.
 _DEFAULTS = {
     "solver_order=2", "algorithm_type=dpmsolver++", "algorithm_type=deis", "solver_type=midpoint", "solver_type=bh2",

@@ -49,8 +49,11 @@ def whole(option: str, value: int, low: int, high: int) -> int:
 
 
 def scale(value: float | None) -> float | None:
-    if value is not None and not (math.isfinite(value) and 0.0 <= value <= 1000.0):
-        raise ConfigError(f"--guidance-scale must be a number from 0 to 1000 (1 = no guidance), got {value}")
+    """From 1 on. Below, diffusers' pipelines turn guidance off and keep the prompt; the formula would turn it against
+    the prompt (0: the prompt has no part in it), and hardly anybody who types such a number wants that."""
+    if value is not None and not (math.isfinite(value) and 1.0 <= value <= 1000.0):
+        raise ConfigError(f"--guidance-scale must be a number from 1 to 1000 (1 is no guidance: the prompt alone, at "
+                          f"half the cost), got {value:g}")  # fmt: skip
     return value
 
 
@@ -60,6 +63,14 @@ def strength(value: float | None) -> float | None:
             f"--strength must be a number above 0 and at most 1 (1: nothing of the picture stays), got {value}"
         )
     return value
+
+
+def not_a_file(location: str) -> str:
+    """Why this is no file that can be read, where `is_file` says so."""
+    path = Path(location)
+    if not location:
+        return "is an empty name"
+    return "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
 
 
 def side(option: str, value: int | None) -> int | None:

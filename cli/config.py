@@ -10,7 +10,8 @@ from typing import Any
 import typer
 
 from ..errors import ConfigError
-from .help import SectionedCommand
+from . import checks
+from .help import OTHER_NAMES, SectionedCommand, instead_of
 
 MAX_BYTES = 1 << 20
 _OUTSIDE = ("config", "debug", "help")  # options about the command itself
@@ -21,10 +22,12 @@ _EITHER = (
 )  # fmt: skip
 
 
-def use_config(ctx: typer.Context, value: str | None) -> str | None:
+def use_config(ctx: typer.Context, value: list[str] | None) -> list[str] | None:
     """For the eager option: its file's values become the defaults of the command."""
-    if value is not None and not ctx.resilient_parsing:
-        ctx.default_map = read_config(value, {param.name or "": param for param in ctx.command.params})
+    if value and len(value) > 1:
+        raise ConfigError(f"--config was given {len(value)} times: options come from one file")
+    if value and not ctx.resilient_parsing:
+        ctx.default_map = read_config(value[0], {param.name or "": param for param in ctx.command.params})
     return value
 
 
@@ -63,7 +66,7 @@ def _parsed(file: str) -> dict[str, Any]:
     path = Path(file)
     try:
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
+            what = checks.not_a_file(file)
             raise ConfigError(f"--config {file!r} {what}: expected a TOML file with lines like steps = 8")
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
@@ -85,7 +88,10 @@ def _parsed(file: str) -> dict[str, Any]:
 def _unknown(key: str, known: dict[str, Any]) -> str:
     if key.replace("-", "_") in _OUTSIDE:
         return f"{key} can only be given on the command line"
-    close = get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.6)
+    if f"--{key}" in ("--sampler", "--scheduler"):
+        return instead_of(key)
+    meant = OTHER_NAMES.get("--" + key.replace("_", "-"), "").removeprefix("--").replace("-", "_")
+    close = [meant] if meant in known else get_close_matches(key.replace("-", "_"), known, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known))}"
     return f"there is no option {key!r}; {hint.replace('_', '-')}"
 

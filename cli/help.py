@@ -11,6 +11,12 @@ _INSTEAD = (
     "fewstep has --solver for the update rule ({solvers}) and --schedule for the noise levels ({grids}); "
     "other programs mean either of them by {option}"
 )
+# What other programs call our options, where the spelling does not suggest it.
+OTHER_NAMES = {
+    "--cfg": "--guidance-scale", "--cfg-scale": "--guidance-scale", "--scale": "--guidance-scale",
+    "--n-iter": "--num-images", "--count": "--num-images", "--image": "--init-image", "--ckpt": "--model",
+    "--denoise": "--strength", "--denoising-strength": "--strength", "--out": "--output", "--outdir": "--output",
+}  # fmt: skip
 
 
 class SectionedCommand(TyperCommand):
@@ -23,29 +29,39 @@ class SectionedCommand(TyperCommand):
             if line is not None:
                 title = getattr(param, "rich_help_panel", None)
                 name, text = line
+                name = name.partition(" / --")[0]  # what undoes a switch of --config is in docs/cli.md
                 sections.setdefault(title or "Other", []).append((name.replace(" <list[str]>", ""), text))
         for title, lines in sections.items():
             with formatter.section(title):
                 formatter.write_dl(lines)
 
 
-def usage_line(error: Any) -> str:
-    """What was wrong with the command line, and where the help is."""
+def instead_of(option: str) -> str:
+    """What to use for an option of other programs that means two things here."""
+    from ..names import ADAPTIVE_NAMES, GRID_NAMES, SOLVER_NAMES
+
+    solvers = ", ".join((*SOLVER_NAMES, *ADAPTIVE_NAMES))
+    return _INSTEAD.format(solvers=solvers, grids=", ".join(GRID_NAMES), option=option)
+
+
+def usage_line(error: Any, command: str = "") -> str:
+    """What was wrong with the command line, and where the help is.       command: the one that was called."""
     name = getattr(error, "option_name", None)
     if name in ("--sampler", "--scheduler"):
-        from ..names import GRID_NAMES, SOLVER_NAMES
-
-        return _INSTEAD.format(solvers=", ".join(SOLVER_NAMES), grids=", ".join(GRID_NAMES), option=name)
+        return instead_of(name)
     context = getattr(error, "ctx", None)
-    page = f"{context.command_path} --help" if context is not None else "fewstep --help"
-    return f"{_plain(error, name, context)}; see {page}"
+    path = context.command_path if context is not None else f"fewstep {command}".strip()
+    text = _plain(error, name, context)
+    return f"{text} See {path} --help" if text.endswith("?") else f"{text}; see {path} --help"
 
 
 def _plain(error: Any, name: str | None, context: Any) -> str:
     kind = type(error).__name__
     if kind == "NoSuchOption":
-        known = [opt for param in context.command.get_params(context) for opt in param.opts] if context else []
-        close = get_close_matches(name or "", known, n=1, cutoff=0.7)
+        params = context.command.get_params(context) if context else []
+        known = [opt for param in params for opt in (*param.opts, *param.secondary_opts)]
+        meant = OTHER_NAMES.get(name or "", "")
+        close = [meant] if meant in known else get_close_matches(name or "", known, n=1, cutoff=0.7)
         return f"there is no option {name}" + (f"; did you mean {close[0]}?" if close else "")
     text = " ".join(error.format_message().split()).rstrip(".")
     if kind == "BadParameter" and getattr(error, "param", None) is not None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..aliases import AUTOMATIC, GRID_DIFFERS
 from ..errors import ConfigError
-from ..names import ADAPTIVE_NAMES, DEFAULT_SOLVER, NamedSolver, default_grid, resolve_grid, resolve_solver
+from ..names import (
+    ADAPTIVE_NAMES,
+    DEFAULT_SOLVER,
+    GRID_NAMES,
+    SOLVER_NAMES,
+    NamedGrid,
+    NamedSolver,
+    default_grid,
+    parse_options,
+    resolve_grid,
+    resolve_solver,
+)
 from . import checks
 from .table_ref import TableRef, find_table
 
@@ -41,16 +53,21 @@ def choose(
         return _of_table(find_table(table), solver=solver, schedule=schedule, steps=steps, nfe=nfe)
     named = solver_named(DEFAULT_SOLVER if solver is None else solver)
     if named.solver.partition(":")[0] in ADAPTIVE_NAMES:
-        return _adaptive(named, _notes(solver, named, None), schedule=schedule, steps=steps, nfe=nfe)
-    grid = schedule_named(schedule) if schedule is not None else named.grid or default_grid(named.solver)
-    notes = _notes(solver, named, grid)
+        return _adaptive(named, _notes(solver, named, None, None), schedule=schedule, steps=steps, nfe=nfe)
+    if schedule is None:
+        grid, notes = named.grid or default_grid(named.solver), ()
+    else:
+        grid, exact = schedule_named(schedule)
+        notes = () if _is_ours(schedule, GRID_NAMES) else (f"{schedule!r} is --schedule {grid} here ({exact})",)
+    notes = _notes(solver, named, grid, schedule) + notes
     return How(named.solver, grid, DEFAULT_STEPS if steps is None and nfe is None else steps, nfe, None, notes)
 
 
 def solver_named(text: str) -> NamedSolver:
     """Our name of a solver, the schedule that the text implies, and how well they fit."""
     try:
-        return resolve_solver(text)
+        named = resolve_solver(text)
+        return named._replace(solver=_canonical(named.solver))
     except ConfigError as error:
         other = _known(resolve_grid, text)
         if other is not None:
@@ -58,17 +75,36 @@ def solver_named(text: str) -> NamedSolver:
         raise ConfigError(f"--solver: {error}") from None
 
 
-def schedule_named(text: str) -> str:
-    """Our name of a schedule, with its ":key=value,..." if it has any."""
+def schedule_named(text: str) -> NamedGrid:
+    """Our name of a schedule, with its ":key=value,..." if it has any, and how well it fits."""
     name, _, options = text.partition(":")
     try:
-        grid = resolve_grid(name).grid
+        found = resolve_grid(name)
+        return found._replace(grid=_canonical(f"{found.grid}:{options}"))
     except ConfigError as error:
         other = _known(resolve_solver, text)
         if other is not None:
             raise ConfigError(f"--schedule is noise levels; {text!r} is an update rule: --solver {other[0]}") from None
         raise ConfigError(f"--schedule: {error}") from None
-    return f"{grid}:{options.strip()}" if options.strip() else grid
+
+
+def _canonical(text: str) -> str:
+    """ "name:key=value,..." without spaces, and without a colon that nothing follows. An order that contradicts a name
+    that says it is refused: records would have the name."""
+    name, _, options = text.partition(":")
+    if not options.strip():
+        return name
+    given = parse_options(options)
+    family = name.rpartition("-")[0]
+    if "order" in given and family in ("unipc", "deis", "adaptive", "adaptive++"):
+        others = [other for other in (*SOLVER_NAMES, *ADAPTIVE_NAMES) if other.rpartition("-")[0] == family]
+        raise ConfigError(f"order={given['order']} does not go with {name}, whose name says the order: choose from "
+                          f"{', '.join(others)}")  # fmt: skip
+    return f"{name}:{','.join(f'{key}={value}' for key, value in given.items())}"
+
+
+def _is_ours(given: str, names: Sequence[str]) -> bool:
+    return given.partition(":")[0].strip().lower() in names
 
 
 def _known(resolve: Callable[[str], tuple[Any, ...]], text: str) -> tuple[Any, ...] | None:
@@ -78,14 +114,21 @@ def _known(resolve: Callable[[str], tuple[Any, ...]], text: str) -> tuple[Any, .
         return None
 
 
-def _notes(given: str | None, named: NamedSolver, grid: str | None) -> tuple[str, ...]:
-    """A line where what was typed is another program's name.       grid: the schedule that is used."""
-    if given is None or (given.strip().lower() == named.solver and named.grid is None):
+def _notes(given: str | None, named: NamedSolver, grid: str | None, schedule: str | None) -> tuple[str, ...]:
+    """A line where what was typed is another program's name.       grid: what is used; schedule: what was typed."""
+    if given is None or _is_ours(given, (*SOLVER_NAMES, *ADAPTIVE_NAMES)):
         return ()
-    schedule = ""
-    if named.grid is not None:
-        schedule = f" --schedule {named.grid}" if named.grid == grid else f", on --schedule {grid} as you say,"
-    return (f"{given!r} is --solver {named.solver}{schedule} here ({named.exact})",)
+    implied, after, exact = "", "", named.exact
+    if schedule is not None:
+        implied = f", on --schedule {grid} as you say,"
+    elif named.grid is not None:
+        implied = f" --schedule {named.grid}"
+    elif grid is not None:
+        after = f", on --schedule {grid}, which is used where none is named"
+    if schedule is not None or named.grid is not None:
+        exact = exact.replace(f"; {AUTOMATIC}", "")
+    exact = exact.replace(GRID_DIFFERS, f"same; {GRID_DIFFERS}")
+    return (f"{given!r} is --solver {named.solver}{implied} here (update rule: {exact}){after}",)
 
 
 def _adaptive(named: NamedSolver, notes: tuple[str, ...], **given: str | int | None) -> How:

@@ -53,8 +53,7 @@ def _bytes_of(location: str) -> bytes:
     path = Path(location)
     try:
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise ConfigError(f"--init-image {location!r} {what}: expected a picture")
+            raise ConfigError(f"--init-image {location!r} {checks.not_a_file(location)}: expected a picture")
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -83,8 +82,9 @@ def _decoded(data: bytes, location: str) -> Image:
         with image:
             image.load()
             return as_rgb(image)
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith("--init-image") else f"--init-image {name!r}: {text}") from None
     except UnidentifiedImageError:
         raise ConfigError(f"--init-image {name!r} is no picture that can be read: expected PNG, JPEG or WebP") from None
     except Image.DecompressionBombError:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, MissingDependencyError
+from . import checks
 from .model_ref import PICKLES
 from .safetensors_head import read_head
 
@@ -50,7 +51,7 @@ def check_peft() -> None:
     from importlib.util import find_spec
 
     if find_spec("peft") is None:
-        raise MissingDependencyError("--lora needs the package peft: pip install 'fewstep[lora]', or pip install peft")
+        raise MissingDependencyError("--lora needs the package peft: pip install peft")
 
 
 def split(text: str) -> tuple[str, float]:
@@ -74,8 +75,7 @@ def _find(text: str) -> LoraRef:
     path = Path(location)
     try:
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise ConfigError(f"--lora {location!r} {what}: expected a .safetensors file")
+            raise ConfigError(f"--lora {location!r} {checks.not_a_file(location)}: expected a .safetensors file")
         suffix = path.suffix.lower()
         if suffix in PICKLES:
             raise ConfigError(

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        code, line = _explain(error)
+        code, line = _explain(error, words[0] if words[0] in ("sample", "table", "inspect") else "")
         complain(line)
     try:
         sys.stdout.flush()
@@ -81,13 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else OK
 
 
-def _explain(error: Exception) -> tuple[int, str]:
+def _explain(error: Exception, command: str) -> tuple[int, str]:
     """(exit code, one line) for whatever went wrong."""
     if isinstance(error, FewstepError):
         bad_input = isinstance(error, ConfigError | IncompatibleError)
         return (USAGE if bad_input else FAILED), _one_line(error)
     if hasattr(error, "format_message"):  # typer's errors; their module differs between its versions
-        return USAGE, usage_line(error)
+        return USAGE, usage_line(error, command)
     if isinstance(error, typer.Abort):
         return INTERRUPTED, "interrupted"
     if isinstance(error, OSError):

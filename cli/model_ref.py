@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError
 from ..models import DEFAULT_SCALE, EMBEDDED, embedded
@@ -124,13 +125,28 @@ def size_multiple(ref: ModelRef) -> int | None:
     return _resolutions(Path(ref.location) / "vae") if ref.kind in ("embedded", "folder") else None
 
 
+def least_side(ref: ModelRef) -> int | None:
+    """The smallest height or width, if a local folder's configs say so."""
+    factor = size_multiple(ref)
+    return factor and factor * (_resolutions(Path(ref.location) / "unet") or 1)
+
+
+def default_size(ref: ModelRef) -> tuple[int, int] | None:
+    """(height, width) that a local U-Net was trained at, if its configs say so."""
+    factor = size_multiple(ref)
+    side = _config(Path(ref.location) / "unet").get("sample_size") if factor else None
+    sides = side if isinstance(side, list) else [side, side]
+    if factor is None or len(sides) != 2 or not all(isinstance(s, int) and 0 < s <= 8192 for s in sides):
+        return None
+    return sides[0] * factor, sides[1] * factor
+
+
 def check_size(ref: ModelRef, height: int | None, width: int | None) -> None:
     """Sizes that a local folder's configs rule out; the loaded model has the last word."""
     factor = size_multiple(ref)
     if factor is None:
         return
-    halvings = _resolutions(Path(ref.location) / "unet")
-    least = factor * (halvings or 1)
+    least = least_side(ref) or factor
     for option, value in (("--height", height), ("--width", width)):
         if value is not None and (value % factor or value < least):
             below = max(value // factor * factor, least)
@@ -142,13 +158,19 @@ def check_size(ref: ModelRef, height: int | None, width: int | None) -> None:
 
 def _resolutions(part: Path) -> int | None:
     """The first resolution of a network by its last, if its config says so."""
+    blocks = _config(part).get("block_out_channels")
+    return 2 ** (len(blocks) - 1) if isinstance(blocks, list) and 0 < len(blocks) <= 10 else None
+
+
+def _config(part: Path) -> dict[str, Any]:
+    """The config of a part of a pipeline; empty where there is none that can be read."""
     try:
         if (part / "config.json").stat().st_size > _MAX_CONFIG:
-            return None
-        blocks = json.loads((part / "config.json").read_bytes())["block_out_channels"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
-    return 2 ** (len(blocks) - 1) if isinstance(blocks, list) and 0 < len(blocks) <= 10 else None
+            return {}
+        value = json.loads((part / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..models import EMBEDDED
-from ..names import DEFAULT_GRID, DEFAULT_SOLVER, GRID_NAMES, LAMBDA_GRID, SOLVER_NAMES
+from ..names import ADAPTIVE_NAMES, DEFAULT_GRID, DEFAULT_SOLVER, GRID_NAMES, LAMBDA_GRID, SOLVER_NAMES
 from .checks import DTYPES, FORMATS, OFFLOADS
 from .config import use_config
 from .how import DEFAULT_STEPS
@@ -93,14 +93,23 @@ _strength = _option(
 _table_strength = _option(
     _HOW, "--strength", metavar="S", parser=_real, help="The table of a run that starts from a picture: see sample."
 )
-_solver = _option(
-    _HOW,
-    "--solver",
-    metavar="NAME[:KEY=VALUE,...]",
-    among=SOLVER_NAMES,
-    help=f"Update rule: {', '.join(SOLVER_NAMES)}; or as other programs call it, such as 'DPM++ 2M Karras'. "
-    f"[default: {DEFAULT_SOLVER}]",
+
+
+def _solver_option(names: Sequence[str], more: str) -> Any:
+    return _option(
+        _HOW,
+        "--solver",
+        metavar="NAME[:KEY=VALUE,...]",
+        among=names,
+        help=f"Update rule: {', '.join(SOLVER_NAMES)}; {more}or as other programs call it, such as 'DPM++ 2M Karras'. "
+        f"[default: {DEFAULT_SOLVER}]",
+    )
+
+
+_solver = _solver_option(
+    (*SOLVER_NAMES, *ADAPTIVE_NAMES), f"choosing their steps themselves {', '.join(ADAPTIVE_NAMES)}; "
 )
+_table_solver = _solver_option(SOLVER_NAMES, "")
 _schedule = _option(
     _HOW,
     "--schedule",
@@ -132,7 +141,7 @@ _scale = _option(
     "-g",
     metavar="W",
     parser=_real,
-    help="How closely to follow the prompt; 1 is no guidance, at half the cost. Default: the model's own.",
+    help="How closely to follow the prompt; from 1, which is no guidance, at half the cost. Default: the model's own.",
 )
 _batch_size = _option(
     _HOW,
@@ -173,9 +182,13 @@ _device = _option(
 _output = _option(
     _OUT, "--output", "-o", metavar="PATH", shown=False, help="Folder, or a file that ends in .png. Default: outputs."
 )
-_grid = _option(_OUT, "--grid", help="Also write one picture of all pictures.")
-_no_metadata = _option(_OUT, "--no-metadata", help="Write PNGs without prompt and settings in them.")
-_dry_run = _option(_OUT, "--dry-run", help="Check what can be checked without weights, say what would be done, stop.")
+_grid = _option(_OUT, "--grid/--no-grid", shown=False, help="Also write one picture of all pictures.")
+_no_metadata = _option(
+    _OUT, "--no-metadata/--metadata", shown=False, help="Write PNGs without prompt and settings in them."
+)
+_dry_run = _option(
+    _OUT, "--dry-run/--no-dry-run", shown=False, help="Check all that needs no weights, say what would be done, stop."
+)
 _save = _option(_OUT, "--save", metavar="FILE", help="Also write the table to a .safetensors file for sample --table.")
 _config = _option(
     _HOW,
@@ -185,8 +198,8 @@ _config = _option(
     help="Options from a TOML file, such as steps = 8. What the command line says has priority.",
 )
 _format = _option(_TALK, "--format", metavar="NAME", among=FORMATS, help=f"Of standard output: {' or '.join(FORMATS)}.")
-_quiet = _option(_TALK, "--quiet", "-q", help="Only errors and warnings on standard error.")
-_verbose = _option(_TALK, "--verbose", "-v", help="Also what other libraries say.")
+_quiet = _option(_TALK, "--quiet/--no-quiet", "-q", shown=False, help="Only errors and warnings on standard error.")
+_verbose = _option(_TALK, "--verbose/--no-verbose", "-v", shown=False, help="Also what other libraries say.")
 _debug = _option(_TALK, "--debug", help="Show the traceback of an error.")
 _pictures = _argument("What to read", "PNG", "Pictures made by fewstep.")
 
@@ -201,6 +214,7 @@ InitImage = Annotated[str | None, _init_image]
 Strength = Annotated[float | None, _strength]
 TableStrength = Annotated[float | None, _table_strength]
 Solver = Annotated[str | None, _solver]
+TableSolver = Annotated[str | None, _table_solver]
 Schedule = Annotated[str | None, _schedule]
 Steps = Annotated[int | None, _steps]
 Nfe = Annotated[int | None, _nfe]
@@ -208,7 +222,7 @@ Table = Annotated[str | None, _table]
 Lora = Annotated[list[str] | None, _lora]
 Offload = Annotated[str | None, _offload]
 Save = Annotated[str | None, _save]
-Config = Annotated[str | None, _config]
+Config = Annotated[list[str] | None, _config]
 Scale = Annotated[float | None, _scale]
 BatchSize = Annotated[int, _batch_size]
 Model = Annotated[str, _model]

@@ -11,7 +11,8 @@ from ..errors import FewstepError, NumericsError
 from ..files import write_atomic
 from . import output, png, record
 from .console import Console, emit
-from .load import Model, broken, evaluations_of, is_table, load
+from .load import Model, load
+from .plan import broken, evaluations_of, is_table
 from .settings import Item, Settings
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 @dataclass
 class Outcome:
     """lines: index -> log line of every picture that is there.       kept: those that were there before.
-    failed: index -> why.       logged: (file, digest) of the lines in run.jsonl.       loading, sampling: seconds."""
+    failed: index -> why.       logged: (file, digest) of the lines in run.jsonl, when it had log_size bytes.
+    loading, sampling: seconds."""
 
     lines: dict[int, dict[str, Any]] = field(default_factory=dict)
     kept: frozenset[int] = frozenset()
     failed: dict[int, str] = field(default_factory=dict)
     logged: set[tuple[str, str]] = field(default_factory=set)
+    log_size: int = -1
     loading: float = 0.0
     sampling: float = 0.0
 
@@ -179,15 +182,20 @@ def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) 
 
 def _complete_log(target: output.Target, outcome: Outcome) -> None:
     """A crash between a picture and its line leaves the line to the next run."""
-    if target.log is not None:
-        outcome.logged = {(line["file"], str(line.get("sha256"))) for line in output.read_log(target.log)}
     for line in outcome.lines.values():
         _log(target, outcome, line)
 
 
 def _log(target: output.Target, outcome: Outcome, line: dict[str, Any]) -> None:
-    """Every picture has one line, even when it was removed and made again."""
+    """Every picture has one line, even when it was removed and made again, or another process makes the same ones."""
+    if target.log is None:
+        return
+    size = target.log.stat().st_size if target.log.exists() else 0
+    if size != outcome.log_size:
+        outcome.logged = {(found["file"], str(found.get("sha256"))) for found in output.read_log(target.log)}
+        outcome.log_size = size
     key = (line["file"], line["sha256"])
-    if target.log is not None and key not in outcome.logged:
+    if key not in outcome.logged:
         output.append_log(target.log, line)
         outcome.logged.add(key)
+        outcome.log_size = target.log.stat().st_size

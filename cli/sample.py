@@ -11,7 +11,7 @@ from .console import Console, emit
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from .load import Plan
+    from .plan import Plan
 
 EXAMPLES = """\b
 Examples:
@@ -86,8 +86,8 @@ def sample(
 
 
 def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: Console, notes: Sequence[str]) -> int:
-    from .load import evaluations_of, is_table, plan
     from .output import check_grid, finished
+    from .plan import evaluations_of, is_table, plan
     from .table_ref import digest_of
 
     kept = finished(target, settings)
@@ -108,7 +108,8 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
             for file, item in zip(files, settings.items, strict=True)
         ]
         found = {"dry_run": True, "run": settings.run, "evaluations": evaluations_of(how), "steps": planned.steps}
-        emit(json.dumps({**found, **settings.extras(), "table": digest, "images": images}))
+        found["table"] = digest and {"name": settings.table and settings.table.name, "digest": digest}
+        emit(json.dumps({**settings.extras(), **found, "images": images}))
         return 0
     for name, text in _described(settings, planned, digest, len(kept)).items():
         emit(f"{name:<10} {text}")
@@ -120,15 +121,17 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
 
 def _described(settings: Settings, planned: Plan, digest: str | None, kept: int) -> dict[str, str]:
     """What a run would do, in words."""
-    from .load import budget_line, is_table
+    from .plan import budget_line, counted, is_table
 
     how = planned.how
     scale = settings.guidance_scale if settings.guidance_scale is not None else settings.model.default_scale
     offload = "" if settings.offload is None else ", offloaded"
-    lines = {"model": f"{settings.model.name} ({settings.model.kind}), {settings.dtype} on {settings.device}{offload}"}
+    lines = {"model": f"{settings.model.name} ({settings.model.kind}), {settings.dtype} on {planned.device}{offload}"}
     for lora in settings.loras:
         lines["lora" if "lora" not in lines else f"lora {len(lines)}"] = f"{lora.name}, weight {lora.weight:g}"
-    cost = f"{planned.steps} steps = {how.evaluations} evaluations" if is_table(how) else "as many steps as it takes"
+    cost = "as many steps as it takes"
+    if is_table(how):
+        cost = f"{counted(planned.steps or 0, 'step')} = {counted(how.evaluations, 'evaluation')}"
     lines["sampling"] = (
         f"{settings.solver}, schedule {settings.schedule}, {cost}, "
         f"guidance scale {'default' if scale is None else f'{scale:g}'}"
@@ -137,17 +140,16 @@ def _described(settings: Settings, planned: Plan, digest: str | None, kept: int)
         lines["budget"] = budget_line(settings, planned)
     if digest is not None:
         lines["table"] = digest if settings.table is None else f"{digest}, from {settings.table.name}"
-    size = [str(side) if side else "default" for side in (settings.width, settings.height)]
     if settings.init_image is not None:
         width, height = settings.init_image.size
         share = "" if settings.table else f", strength {settings.share:g}"
         noise = f": noise at time {float(how.plan.nodes[0].time):g}" if is_table(how) else ""
         lines["start"] = f"from a picture of {width}x{height}{share}{noise}"
-        size = ["its size" if side == "default" else side for side in size]
-    lines["pictures"] = (
-        f"{settings.total} of {' x '.join(size)} pixels, seeds {settings.seed} to "
-        f"{settings.items[-1].seed}, batches of {settings.batch_size}; {kept} are there already"
-    )
+    size = "of the model's size" if settings.size is None else f"of {settings.size[1]}x{settings.size[0]} pixels"
+    first, last = settings.seed, settings.items[-1].seed
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    there = f"{kept} {'is' if kept == 1 else 'are'} there already"
+    lines["pictures"] = f"{settings.total} {size}, {seeds}, batches of {settings.batch_size}; {there}"
     return lines
 
 

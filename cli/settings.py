@@ -13,7 +13,7 @@ from ..names import DEFAULT_GRID, DEFAULT_SOLVER
 from . import checks
 from .init_image import InitImage
 from .lora_ref import LoraRef
-from .model_ref import ModelRef, check_size, size_multiple
+from .model_ref import ModelRef, check_size, default_size, least_side, size_multiple
 from .table_ref import TableRef
 
 DEFAULT_STRENGTH = 0.8
@@ -109,11 +109,27 @@ class Settings:
         from ..guidance.pictures import fitting_size
 
         height, width = fitting_size(self.init_image.size, self.height, self.width, multiple)
-        try:
-            check_size(self.model, height, width)
-        except ConfigError as error:
+        least = least_side(self.model) or multiple
+        if min(height, width) < least:
             got = "x".join(map(str, self.init_image.size))
-            raise ConfigError(f"--init-image of {got} pixels would become {width}x{height}: {error}") from None
+            raise ConfigError(
+                f"--init-image of {got} pixels would become {width}x{height}, and {self.model.name} makes no side "
+                f"below {least}: give -H {max(height, least)} -W {max(width, least)}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width), as far as the options and a local model's configs tell."""
+        if self.init_image is not None:
+            from ..guidance.pictures import fitting_size
+
+            multiple = size_multiple(self.model)
+            return multiple and fitting_size(self.init_image.size, self.height, self.width, multiple)
+        trained = default_size(self.model)
+        if trained is None and (self.height is None or self.width is None):
+            return None
+        height, width = trained or (0, 0)
+        return self.height or height, self.width or width
 
     @property
     def share(self) -> float:

@@ -28,7 +28,7 @@ Only the scheduler config of the model is read.
 
 
 def table(
-    solver: options.Solver = None,
+    solver: options.TableSolver = None,
     schedule: options.Schedule = None,
     steps: options.Steps = None,
     strength: options.TableStrength = None,
@@ -42,8 +42,9 @@ def table(
 ) -> int:
     """Show the table of a run: its noise levels and coefficients."""
     from .how import choose
-    from .load import schedule_of, trace_of
     from .model_ref import find_model
+    from .plan import counted, schedule_of, trace_of
+    from .shell import shown
     from .table_ref import digest_of
 
     checks.one_of("--format", format, checks.FORMATS)
@@ -58,13 +59,20 @@ def table(
         from ..samplers.table_file import encode
 
         traced = trace_of(ref, how.solver, how.schedule, how.steps, strength=1.0 if strength is None else strength)
-        data = encode(traced, {"parametrisation": schedule_of(ref)[1], "steps": str(how.steps)})
+        marks = {"parametrisation": schedule_of(ref)[1], "steps": str(how.steps), "solver": how.solver}
+        data = encode(traced, marks | ({} if strength is None else {"strength": f"{strength:g}"}))
     for note in how.notes:
         console.note(note)
     digest = digest_of(data)
     if target is not None:
         _write(target, data)
-        console.note(f"{target} holds this table ({digest}): run it with fewstep sample --table {target.name}")
+        words = ["fewstep", "sample", "a prompt", *([] if model == "tiny-sd" else ["-m", model]), "--table", str(save)]
+        words += [] if strength in (None, 1.0) else ["--init-image", "FILE"]
+        console.note(f"{target} holds this table ({digest}): run it with {shown(words)}")
+    joined = traced.plan.step[-1] + 1
+    if joined != how.steps:
+        steps = counted(joined, "step")
+        console.note(f"{how.solver} joins a grid of {how.steps} steps to {steps} of several evaluations")
     if format == "human":
         emit(traced.explain())
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from . import checks
 from .safetensors_head import read_head
 
 MAX_BYTES = 256 << 20
@@ -19,7 +20,8 @@ _FORMAT = "fewstep-table"
 class TableRef:
     """A saved table.
 
-    digest: of its contents; equal for equal tables, whoever wrote the file.       solver: as the table says.
+    digest: of its contents; equal for equal tables, whoever wrote the file.       solver: as `table --save` was told,
+    else as the table says.       strength: that it was made for; None for a whole run, or if the file does not say.
     steps: as they were asked for, if the file says so; some solvers join several to one.
     parametrisation: of the model that it was saved for, None if the file does not say.
     """
@@ -29,6 +31,7 @@ class TableRef:
     solver: str
     steps: int
     parametrisation: str | None
+    strength: str | None
     location: str = field(compare=False)
 
     def identity(self) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def find_table(location: str) -> TableRef:
     path = Path(location)
     try:
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
+            what = checks.not_a_file(location)
             raise ConfigError(f"--table {location!r} {what}: expected a file that fewstep table --save has written")
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"--table {path.name!r} is larger than {MAX_BYTES >> 20} MB")
@@ -56,9 +59,11 @@ def find_table(location: str) -> TableRef:
         solver, steps = json.loads(marks["table"])["solver"], 1 + _last_whole(head["step"], data)
         steps = int(marks.get("steps", steps))
         parametrisation = marks.get("parametrisation")
+        solver = marks.get("solver", solver)
         if not (isinstance(solver, str) and solver.isprintable() and 1 <= steps <= 10_000):
             raise KeyError("solver")
-        return TableRef(path.name, digest_of(data), solver[:500], steps, parametrisation, location)
+        strength = marks.get("strength")
+        return TableRef(path.name, digest_of(data), solver[:500], steps, parametrisation, strength, location)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise ConfigError(f"--table {path.name!r} is no table: expected a file of fewstep table --save") from None
 

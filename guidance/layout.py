@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..errors import ConfigError
 from ..samplers import DiscreteVP, Level, Levels, NoiseSchedule, Solver, Table, level_at, trace
-from ..samplers.grids import MAX_STEPS, Grid, ays_sd, ays_sdxl, ays_svd, check_steps
+from ..samplers.grids import MAX_STEPS, Grid, ays_sd, ays_sdxl, ays_svd, check_steps, leading
 from ..samplers.solver_config import grid_of
 
 DEFAULT_STEPS = 10
@@ -56,6 +57,11 @@ def steps_for(
     return steps_within(nfe, branches, lambda n: trace(solver, levels(n), schedule).evaluations)
 
 
+def levels_of(schedule: NoiseSchedule, grid: str, steps: int, strength: float = 1.0) -> Levels:
+    """The levels of a run, before a solver has them; errors as in `table_of`."""
+    return _placed(schedule, grid, strength)(steps)
+
+
 def _placed(schedule: NoiseSchedule, grid: str, strength: float) -> Callable[[int], Levels]:
     """n -> the levels of n steps."""
     start = shortened(schedule, strength)
@@ -93,7 +99,9 @@ def steps_within(nfe: int, branches: int, evaluations: Callable[[int], int]) -> 
     least = evaluations(1) * branches
     if least > nfe:
         guided = f" with guidance, which takes {branches} for each of the solver's" if branches > 1 else ""
-        raise ConfigError(f"a budget of {nfe} network evaluations is too small: one step costs {least}{guided}")
+        without = ", or guidance scale 1" if branches > 1 and least // branches <= nfe else ""
+        raise ConfigError(f"nfe {nfe} is too small a budget: one step costs {least}{guided}; give at least {least}"
+                          f"{without}")  # fmt: skip
 
     def fits(n: int) -> bool:
         try:
@@ -142,6 +150,28 @@ def shortened(schedule: NoiseSchedule, strength: float) -> NoiseSchedule:
         share = least / float(schedule.noisiest.time)
         raise ConfigError(f"strength {strength:g} leaves no noise to remove: this model needs more than {share:g}")
     return _UpTo(schedule, schedule.level(time))
+
+
+def check_begins_in_noise(first: Level, steps: int, schedule: NoiseSchedule) -> None:
+    """ConfigError where a run that begins with noise alone would begin at a level that still has much of the picture.
+
+    sigma / (alpha + sigma) of the first level must be 0.9 of that of the noisiest one, or that of the spacing "leading"
+    with so many steps, which begins lowest of all named grids that are laid over a whole schedule.
+    """
+
+    def noise(level: Level) -> float:
+        return float(level.sigma) / (float(level.alpha) + float(level.sigma))
+
+    if noise(first) >= 0.9 * noise(schedule.noisiest):
+        return
+    try:
+        lowest = noise(leading(schedule, steps)[0])
+    except ConfigError:  # a schedule in continuous time, or more steps than it can have
+        lowest = math.inf
+    if noise(first) < lowest:
+        begin, noisiest = float(first.time), float(schedule.noisiest.time)
+        raise ConfigError(f"the levels begin at time {begin:.4g}, where much of a picture is there already, and there "
+                          f"is none to start from: begin near time {noisiest:.4g}, or give init_images")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..samplers.noise import check_seed
 from ..samplers.solver_config import adaptive_of, solver_and_grid
 from ..samplers.table import check_same_schedule
 from .cfg import CFG
-from .layout import DEFAULT_STEPS, check_strength, shortened, table_of
+from .layout import DEFAULT_STEPS, check_begins_in_noise, check_strength, shortened, table_of
 from .pictures import batch_of_images
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def sample(
     init_images: begin with these and not with noise alone; see pictures.batch_of_images. They are encoded to the mean
     of the autoencoder's distribution and noised to the first level of the run.
     strength: in (0, 1], default 0.8, the part of the noise schedule that is run (see layout.shortened); all steps run,
-    and at 1 nothing of the images stays. A table and explicit levels have their own first level and no strength.
+    and at 1 nothing of the images stays. A table and explicit levels have their own first level and no strength;
+    without init_images they must begin in noise (layout.check_begins_in_noise).
     guidance_scale: None for the model's default; 1 evaluates one branch a tick instead of two.
     seeds: one per image; image k depends on seeds[k] alone. Default 0, 1, 2, ...
     height, width: pixels; default: those of init_images, else what the model was trained at.
@@ -105,6 +106,8 @@ def sample(
         else:
             _check_table(table, backbone, solver=solver, steps=steps, nfe=nfe, grid=grid)
         first = table.plan.nodes[0]
+        if not named and init_images is None:
+            check_begins_in_noise(first, table.plan.step[-1] + 1, backbone.schedule)
     pixels = None
     if init_images is not None:
         pixels = batch_of_images(init_images, len(prompts), height, width, backbone.size_multiple)

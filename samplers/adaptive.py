@@ -228,7 +228,8 @@ class _Run:
         for j, (k, error, t) in enumerate(zip(active, E, targets, strict=True)):
             s = self.levels[k]
             if not math.isfinite(error):
-                raise NumericsError(f"the network's prediction for image {k} is no finite number near {s}")
+                raise NumericsError(f"the network's prediction for image {k} is no finite number near time "
+                                    f"{float(s.time):.4g}")  # fmt: skip
             h = float(t.lam) - float(s.lam)
             forced = error > 1.0 and self.h[k] <= self.solver.h_min
             if error <= 1.0 or forced:
@@ -254,8 +255,9 @@ class _Run:
         """NumericsError where another step and the last one would cost image k more than it may."""
         used, budget = self.report.ticks[k], self.solver.max_evaluations
         if used + self.solver.order + self.solver.to_zero > budget:
-            raise NumericsError(f"image {k} used {used} of max_evaluations={budget} and stands at {self.levels[k]}; "
-                                "raise atol and rtol, or max_evaluations")  # fmt: skip
+            raise NumericsError(f"image {k} used {used} of max_evaluations={budget} and stands at time "
+                                f"{float(self.levels[k].time):.4g}: give a larger rtol and atol, or max_evaluations "
+                                "(as in the solver's name adaptive-23:rtol=0.1)")  # fmt: skip
 
     def count(self, images: list[int]) -> None:
         for k in images:

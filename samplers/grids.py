@@ -268,7 +268,8 @@ def _training_steps(schedule: NoiseSchedule, n: int) -> int:
         raise ConfigError(f"this spacing is defined for discrete-time models only, not for {schedule!r}; use 'time'")
     total = len(schedule.alphas_cumprod)
     if check_steps(n) >= total:
-        raise ConfigError(f"this spacing has whole-numbered times: at most {total - 1} steps, got {n}; use 'time'")
+        most = f"{total - 1} step{'s' * (total > 2)}"
+        raise ConfigError(f"this spacing has whole-numbered times: at most {most}, got {n}; use 'time'")
     return total
 
 

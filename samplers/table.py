@@ -286,7 +286,9 @@ def check_same_schedule(found: dict[str, Any], schedule: NoiseSchedule) -> None:
     """IncompatibleError when a table was made for another schedule."""
     expected = schedule.describe()
     if found != expected:
+        keys = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
+        differs = ["levels" if key == "sha256" else key for key in keys]
         raise IncompatibleError(
-            f"this table was made for another noise schedule: it has {found}, the model has {expected}; "
-            "trace the solver again with the model's schedule"
+            f"this table was made for another noise schedule than the model's (other {', '.join(differs)}): make it "
+            "again for this model, with fewstep table -m MODEL --save FILE, or trace with the model's schedule"
         )

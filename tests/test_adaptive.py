@@ -147,7 +147,7 @@ def test_a_prediction_that_is_no_number_stops_the_run(bad):
         def __call__(self, x, level, branches, rows=None):
             return tuple(o * (bad if self.calls > 6 else 1.0) for o in super().__call__(x, level, branches, rows))
 
-    with pytest.raises(NumericsError, match="image 0 is no finite number near Level"):
+    with pytest.raises(NumericsError, match="image 0 is no finite number near time"):
         solve(AdaptiveDPM(3), Broken(VP), states(1, 4))
 
 

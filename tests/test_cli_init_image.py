@@ -134,7 +134,7 @@ BAD = {
     "--init-image whole.png --strength 1.5": "--strength must be a number above 0",
     "--init-image whole.png --strength 0.001": "at least 0.002",
     "--init-image whole.png -H 17": "multiple of 2",
-    "--init-image dot.png": "of 1x1 pixels would become 2x2: --height must be",
+    "--init-image dot.png": "of 1x1 pixels would become 2x2, and tiny makes no side below 4: give -H 4 -W 4",
     "--init-image drawing.eps": "is no picture that can be read",
     "--strength 0.5": "--strength belongs to --init-image",
 }

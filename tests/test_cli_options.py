@@ -54,7 +54,7 @@ def test_what_a_budget_gives(cli, model):
     ):
         code, out, _ = cli("sample", "x", "-m", model, *words.split(), "--dry-run", "--format", "json")
         assert code == 0 and json.loads(out)["steps"] == steps, words
-    refused(cli, "a budget of 1 network evaluations is too small: one step costs 2 with", "-m", model, "--nfe", 1, "-q")
+    refused(cli, "--nfe 1 is too small a budget: one step costs 2 with", "-m", model, "--nfe", 1, "-q")
     refused(cli, "--steps and --nfe were both given", "--nfe", 9, "--steps", 4)
     refused(cli, "--nfe must be a whole number from 1", "--nfe", 0)
 
@@ -87,7 +87,7 @@ def test_steps_are_those_that_were_asked_for(cli, model, monkeypatch):
 
 def test_other_programs_names(cli, model):
     _, out, err = cli("sample", "x", "-m", model, "--steps", 2, "--solver", "DPM++ 2M SDE Karras")
-    assert err.startswith("'DPM++ 2M SDE Karras' is --solver sde-2m --schedule karras here (same")
+    assert err.startswith("'DPM++ 2M SDE Karras' is --solver sde-2m --schedule karras here (update rule: same; their")
     fields = fields_of(out.strip())
     assert (fields["solver"], fields["schedule"]) == ("sde-2m", "karras")
     assert "Sampler: DPM++ 2M SDE, Schedule type: Karras" in png.read_text(Path(out.strip())).texts["parameters"]

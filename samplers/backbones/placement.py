@@ -26,7 +26,7 @@ def apply_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
     from diffusers.utils import is_peft_available
 
     if not is_peft_available():
-        raise MissingDependencyError("LoRAs need the package peft: pip install 'fewstep[lora]', or pip install peft")
+        raise MissingDependencyError("LoRAs need the package peft: pip install peft")
     names = []
     for k, (path, _) in enumerate(loras):
         file = Path(path)
