@@ -134,8 +134,8 @@ def least_side(ref: ModelRef) -> int | None:
 def default_size(ref: ModelRef) -> tuple[int, int] | None:
     """(height, width) that a local U-Net was trained at, if its configs say so."""
     factor = size_multiple(ref)
-    side = _config(Path(ref.location) / "unet").get("sample_size") if factor else None
-    sides = side if isinstance(side, list) else [side, side]
+    side: Any = _config(Path(ref.location) / "unet").get("sample_size") if factor else None
+    sides: list[Any] = side if isinstance(side, list) else [side, side]
     if factor is None or len(sides) != 2 or not all(isinstance(s, int) and 0 < s <= 8192 for s in sides):
         return None
     return sides[0] * factor, sides[1] * factor

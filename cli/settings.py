@@ -124,7 +124,9 @@ class Settings:
             from ..guidance.pictures import fitting_size
 
             multiple = size_multiple(self.model)
-            return multiple and fitting_size(self.init_image.size, self.height, self.width, multiple)
+            if multiple is None:
+                return None
+            return fitting_size(self.init_image.size, self.height, self.width, multiple)
         trained = default_size(self.model)
         if trained is None and (self.height is None or self.width is None):
             return None

@@ -71,8 +71,8 @@ def table(
         console.note(f"{target} holds this table ({digest}): run it with {shown(words)}")
     joined = traced.plan.step[-1] + 1
     if joined != how.steps:
-        steps = counted(joined, "step")
-        console.note(f"{how.solver} joins a grid of {how.steps} steps to {steps} of several evaluations")
+        fewer = counted(joined, "step")
+        console.note(f"{how.solver} joins a grid of {how.steps} steps to {fewer} of several evaluations")
     if format == "human":
         emit(traced.explain())
     else:

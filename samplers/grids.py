@@ -268,8 +268,7 @@ def _training_steps(schedule: NoiseSchedule, n: int) -> int:
         raise ConfigError(f"this spacing is defined for discrete-time models only, not for {schedule!r}; use 'time'")
     total = len(schedule.alphas_cumprod)
     if check_steps(n) >= total:
-        most = f"{total - 1} step{'s' * (total > 2)}"
-        raise ConfigError(f"this spacing has whole-numbered times: at most {most}, got {n}; use 'time'")
+        raise ConfigError(f"its times are whole: at most {total - 1} step{'s' * (total > 2)}, got {n}; use 'time'")
     return total
 
 
