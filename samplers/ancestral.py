@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
+from .ddim import split
 from .dpm_singlestep import DPM2S, DPMpp2S
 from .grids import Levels, check_levels
 from .levels import Level, NoiseSchedule, level_at
 from .prediction import Prediction
-from .scalars import Scalar, sqrt
 from .solver import Carry, Plan, has_finite_h
 
 MIDWAY = 0.5
@@ -98,23 +98,6 @@ class DPMpp2SAncestral(Ancestral):
 
     eta: float = 1.0
     method: ClassVar[DPMpp2S] = DPMpp2S(MIDWAY)
-
-
-def split(s: Level, t: Level, eta: float) -> tuple[Level, Scalar]:
-    """(the level (alpha_t, down), up) of the step s -> t: down^2 + up^2 = sigma_t^2, `up` in the units of x.
-
-    The time of the level is t's and means nothing. No division by alpha_s or sigma_t, so both may be 0.
-    Errors: ConfigError for eta > 0 in a step that goes up in noise.
-    """
-    if eta == 0.0 or float(t.sigma) == 0.0:
-        return t, 0.0
-    if float(t.sigma) * float(s.alpha) > float(s.sigma) * float(t.alpha):
-        raise ConfigError("a step with eta > 0 cannot go up in noise; use eta = 0 for inversion")
-    ratio = t.sigma * s.alpha / (s.sigma * t.alpha)
-    kept = (1.0 - eta * eta) + eta * eta * ratio * ratio  # (down / sigma_t)^2, exact where eta = 1
-    if float(kept) <= 0.0:
-        return t._replace(sigma=0.0 * t.sigma), t.sigma
-    return t._replace(sigma=t.sigma * sqrt(kept)), eta * t.sigma * sqrt(1.0 - ratio * ratio)
 
 
 def check_ancestral_eta(eta: float) -> None:

@@ -17,7 +17,7 @@ from .grids import Levels
 from .levels import Level, NoiseSchedule
 from .prediction import Prediction
 from .scalars import Scalar, sqrt
-from .solver import Carry, Plan, one_tick_plan
+from .solver import Carry, Plan, first_order, one_tick_plan
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,26 @@ class DDIM:
 
     def step(self, plan: Plan, i: int, x: Any, p: Prediction, carry: Carry, noise: Any = None) -> tuple[Any, Carry]:
         s, t = plan.nodes[i], plan.targets[i]
-        up = ancestral_up(s, t, self.eta)
-        if float(up) == 0.0:
-            return t.alpha * p.x0 + t.sigma * p.eps, ()
-        down = sqrt(t.sigma * t.sigma - up * up)
-        return t.alpha * p.x0 + down * p.eps + up * noise, ()
+        d, up = split(s, t, self.eta)
+        x_t = first_order(d, p)
+        return x_t + up * noise if float(up) > 0.0 else x_t, ()
 
 
-def ancestral_up(s: Level, t: Level, eta: float) -> Scalar:
-    """Standard deviation of the fresh noise of a step s -> t, in the units of x."""
+def split(s: Level, t: Level, eta: float) -> tuple[Level, Scalar]:
+    """(the level (alpha_t, down), up) of the step s -> t: down^2 + up^2 = sigma_t^2, `up` in the units of x.
+
+    The time of the level is t's and means nothing. No division by alpha_s or sigma_t, so both may be 0.
+    Errors: ConfigError for eta > 0 in a step that goes up in noise.
+    """
     if eta == 0.0 or float(t.sigma) == 0.0:
-        return 0.0
+        return t, 0.0
     if float(t.sigma) * float(s.alpha) > float(s.sigma) * float(t.alpha):
         raise ConfigError("a step with eta > 0 cannot go up in noise; use eta = 0 for inversion")
     ratio = t.sigma * s.alpha / (s.sigma * t.alpha)
-    return eta * t.sigma * sqrt(1.0 - ratio * ratio)
+    kept = (1.0 - eta * eta) + eta * eta * ratio * ratio  # (down / sigma_t)^2, exact where eta = 1
+    if float(kept) <= 0.0:
+        return t._replace(sigma=0.0 * t.sigma), t.sigma
+    return t._replace(sigma=t.sigma * sqrt(kept)), eta * t.sigma * sqrt(1.0 - ratio * ratio)
 
 
 def check_eta(eta: float) -> None:

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from .ancestral import check_ancestral_eta, split
+from .ancestral import check_ancestral_eta
+from .ddim import split
 from .exponential import DATA, first_order_from, slope_weight
 from .grids import Levels
 from .levels import Level, NoiseSchedule

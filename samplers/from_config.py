@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from .betas import NAMED
 from .levels import DiscreteVP, NoiseSchedule, RectifiedFlow
 from .prediction import EPS, FLOW, X0, Parametrisation, V, edm
 from .scheduler_classes import CLASS_DEFAULTS, DDPM_DEFAULTS, FLOW_CLASSES, REFUSED_CLASSES, SIGMA_TIMES
 from .scheduler_schedules import LabelledFlow, PreconditionedVE, negated
 
 MAX_TRAIN_TIMESTEPS = 100_000
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES: dict[str, Parametrisation] = {
     "epsilon": EPS,
     "sample": X0,
@@ -209,19 +209,10 @@ def _betas(config: Mapping[str, Any], total: int) -> list[float]:
         if len(betas) != total:
             raise ConfigError(f"trained_betas has {len(betas)} values for num_train_timesteps={total}")
     else:
-        betas = _named_betas(config["beta_schedule"], config["beta_start"], config["beta_end"], total)
+        name = config["beta_schedule"]
+        if name not in NAMED:
+            raise ConfigError(f"beta_schedule {name!r} is not supported; expected one of {', '.join(NAMED)}")
+        betas = NAMED[name](config["beta_start"], config["beta_end"], total)
     if not all(0.0 < beta < 1.0 for beta in betas):
         raise ConfigError(f"betas must lie between 0 and 1, got {min(betas)!r} to {max(betas)!r}")
     return betas
-
-
-def _named_betas(name: str, first: float, last: float, total: int) -> list[float]:
-    if name == "linear":
-        return [first + (last - first) * i / (total - 1) for i in range(total)]
-    if name == "scaled_linear":
-        a, b = math.sqrt(first), math.sqrt(last)
-        return [(a + (b - a) * i / (total - 1)) ** 2 for i in range(total)]
-    if name == "squaredcos_cap_v2":  # Nichol, Dhariwal 2021, arXiv:2102.09672, equation 17
-        bar = [math.cos((i / total + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(total + 1)]
-        return [min(1.0 - q / p, 0.999) for p, q in zip(bar, bar[1:], strict=False)]
-    raise ConfigError(f"beta_schedule {name!r} is not supported; expected one of {', '.join(BETA_SCHEDULES)}")

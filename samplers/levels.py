@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from ..errors import ConfigError
+from . import betas
 from .scalars import Scalar, log
 
 
@@ -114,11 +115,11 @@ class DiscreteVP:
         object.__setattr__(self, "_lams", lams)
 
     @classmethod
-    def from_betas(cls, betas: Sequence[float], zero_terminal_snr: bool = False) -> DiscreteVP:
+    def from_betas(cls, variances: Sequence[float], zero_terminal_snr: bool = False) -> DiscreteVP:
         """From the per-step noise variances beta_i; optionally rescaled to zero terminal SNR (Lin et al. 2023,
         arXiv:2305.08891, algorithm 1)."""
         abar, out = 1.0, []
-        for beta in betas:
+        for beta in variances:
             abar *= 1.0 - float(beta)
             out.append(abar)
         if zero_terminal_snr:
@@ -130,22 +131,20 @@ class DiscreteVP:
     @classmethod
     def scaled_linear(cls, beta_start: float = 0.00085, beta_end: float = 0.012, n: int = 1000) -> DiscreteVP:
         """Stable Diffusion's schedule: sqrt(beta) is linear in the index."""
-        a, b = math.sqrt(beta_start), math.sqrt(beta_end)
-        return cls.from_betas([(a + (b - a) * i / (n - 1)) ** 2 for i in range(n)])
+        return cls.from_betas(betas.scaled_linear(beta_start, beta_end, n))
 
     @classmethod
     def linear(cls, beta_start: float = 1e-4, beta_end: float = 0.02, n: int = 1000) -> DiscreteVP:
         """DDPM's schedule: beta is linear in the index."""
-        return cls.from_betas([beta_start + (beta_end - beta_start) * i / (n - 1) for i in range(n)])
+        return cls.from_betas(betas.linear(beta_start, beta_end, n))
 
     @classmethod
     def cosine(cls, n: int = 1000, *, max_beta: float = 0.999) -> DiscreteVP:
-        """Improved DDPM's schedule ("squaredcos_cap_v2"): alpha_i^2 = f(i + 1) / f(0) with f(i) = cos^2((i / n + s) /
-        (1 + s) pi / 2), s = 0.008, and every beta at most `max_beta`. Its top is extreme, lam = -9.9 at n = 1000: give
-        grids ``lam_min=-5.1`` (see there). Source: Nichol, Dhariwal 2021, arXiv:2102.09672, equation 17.
+        """Improved DDPM's schedule ("squaredcos_cap_v2"), see betas.cosine.
+
+        Its top is extreme, lam = -9.9 at n = 1000: give grids ``lam_min=-5.1`` (see there).
         """
-        f = [math.cos((i / n + 0.008) / 1.008 * math.pi / 2.0) ** 2 for i in range(n + 1)]
-        return cls.from_betas([min(1.0 - q / p, max_beta) for p, q in zip(f, f[1:], strict=False)])
+        return cls.from_betas(betas.cosine(n, max_beta))
 
     @property
     def noisiest(self) -> Level:

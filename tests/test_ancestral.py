@@ -24,7 +24,7 @@ from fewstep.samplers import (
     trace,
     uniform_lambda,
 )
-from fewstep.samplers.ancestral import split
+from fewstep.samplers.ddim import split
 
 from .problems import Mixture
 from .solver_rows import VP, relative, states, uneven_levels
