@@ -76,7 +76,8 @@ def _expected_of_gram(launch: Any) -> Expected:
     given = launch.arguments
     even = given["n"] % 16 == 0
     aligned = even or given["stride"] == 0
-    tile, tail = dict.fromkeys(("128", "32", "16"), 0), dict.fromkeys(("128", "32", "16"), 0)
+    tile: dict[str, int] = {"128": 0, "32": 0, "16": 0}
+    tail = dict(tile)
     for register in given["registers"]:
         bits = 8 * register.dtype.itemsize
         for found, wide in ((tile, aligned), (tail, even)):
@@ -113,7 +114,7 @@ def _expected_of_philox(launch: Any) -> Expected:
     even = given["n"] % 16 == 0
     tile, _ = accesses([(out, even or given["stride"] == 0)], elements)
     tail, _ = accesses([(out, even)], elements)
-    nothing = dict.fromkeys(("128", "16"), 0)  # seed and tick are 64 and 32 bits
+    nothing: dict[str, int] = {"128": 0, "16": 0}  # seed and tick are 64 and 32 bits
     return Expected(nothing, tile, nothing, tail, exchange=not even)
 
 

@@ -143,7 +143,7 @@ def _recognise(path: Path, settings: Settings, item: Item, line: dict[str, Any] 
     """
     if not settings.metadata:
         known = line is not None and line.get("run") == settings.run and is_whole(line.get("nfe"), 1, 1 << 53)
-        if known and line.get("sha256") == _digest(path):
+        if line is not None and known and line.get("sha256") == _digest(path):
             return line
         fields = None
     else:

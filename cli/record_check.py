@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..errors import ConfigError
 from . import checks
@@ -45,7 +45,7 @@ def refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def is_whole(value: object, low: int, high: int) -> bool:
+def is_whole(value: object, low: int, high: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -62,8 +62,9 @@ def _whole(low: int, high: int) -> Callable[[object], bool]:
 
 
 def _is_scale(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value <= 1000  # false for NaN; whole numbers of any length compare
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= 1000  # false for NaN; whole numbers of any length compare
 
 
 def _is_model(value: object) -> bool:

@@ -87,7 +87,7 @@ class AdaptiveDPM:
     def nodes(self, schedule: NoiseSchedule, s: Level, t: Level) -> tuple[Level, ...]:
         """The inner nodes of a step."""
         places = (0.5,) if self.order == 2 else THIRDS
-        return tuple(level_at(schedule, s.lam + r * (t.lam - s.lam)) for r in places)
+        return tuple(level_at(schedule, float(s.lam + r * (t.lam - s.lam))) for r in places)
 
     def pair(self, s: Level, inner: tuple[Level, ...], t: Level, x: Any, m: tuple[Any, ...]) -> tuple[Any, Any]:
         """(x_low, x_high) at t."""

@@ -138,10 +138,10 @@ def advance_and_feed(
         raise ConfigError(f"tick {i} of {table.solver} needs noise: pass noise= (or tape= to solve)")
     moved, line = folded.sources[0]
     feed = None if batch is None or moved else ops.Feed(line, *batch)
-    computed = ops.combine(folded.matrix, live, None, feed) if live else ()
+    computed: tuple[Tensor, ...] = ops.combine(folded.matrix, live, None, feed) if live else ()  # type: ignore[arg-type]
     outputs = [registers[k] if moved else computed[k] for moved, k in folded.sources]
     after = State(i + 1, outputs[0], tuple(outputs[1:]))  # type: ignore[arg-type]
-    return after, computed[-1] if feed is not None else None
+    return after, computed[-1] if computed and feed is not None else None
 
 
 def edit(table: Table, state: State, x: Tensor) -> State:

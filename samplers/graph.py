@@ -78,7 +78,7 @@ def solve_captured(
             _KEPT.pop(id(network), None)  # its memory before the new one's
             captured = Captured(table, lowered, network, x, cuda_graph(x.device))
             _keep(network, captured)
-        return captured.run(x, tape)
+        return captured.run(x, tape)  # type: ignore[arg-type]  # checked above: NoiseTape or None
 
 
 def _kept(network: Any) -> Captured | None:

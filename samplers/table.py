@@ -173,7 +173,7 @@ class Table:
             return weighted(self.fold(i, carry_length, parametrisation, numbers_of(weights)), weights)
         if len(self._folded) >= _MAX_FOLDED:  # weights that change at every tick of many runs
             self._folded.clear()
-        folded = self._folded[key] = fold(self._executed(i, carry_length), parametrisation, weights)
+        folded = self._folded[key] = fold(self._executed(i, carry_length), parametrisation, numbers_of(weights))
         return folded
 
     def _executed(self, i: int, carry_length: int) -> Row:

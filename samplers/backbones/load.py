@@ -147,11 +147,10 @@ def _load_folder_or_hub(model: str, dtype: torch.dtype, variant: str | None, rev
 
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "variant": variant}
     if Path(model).is_dir():
-        index = _read_json(Path(model) / "model_index.json")
-        name = str(index["_class_name"])
+        name = str(_read_json(Path(model) / "model_index.json")["_class_name"])
         options["local_files_only"] = True
     else:
-        index = diffusers.DiffusionPipeline.load_config(model, revision=revision)
+        index: Any = diffusers.DiffusionPipeline.load_config(model, revision=revision)
         name, options["revision"] = str(index["_class_name"]), revision
     if name not in FAMILIES:
         raise IncompatibleError(f"{_shown(model)} is a {name}; supported: {', '.join(sorted(FAMILIES))}")
