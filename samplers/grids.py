@@ -246,7 +246,7 @@ def from_times(schedule: NoiseSchedule, times: Sequence[float], *, to_zero: bool
 
 
 def flow(schedule: NoiseSchedule, n: int, *, start: float = 0.999) -> Levels:
-    """Flow pipelines' evenly spaced times, 1, 1 - 1/n, ..., 1/n, 0, begun just below pure noise (see grids_flow)."""
+    """Flow pipelines' evenly spaced times, 1 - 1/n, ..., 1/n, 0, begun just below pure noise (see grids_flow)."""
     return even_times(schedule, check_steps(n), start)
 
 

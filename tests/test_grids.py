@@ -64,11 +64,13 @@ def test_flow_times_are_the_pipelines_but_for_the_start():
     """Even steps to 0, and the start a little below pure noise, so that the second step has a history."""
     for n in (1, 2, 9):
         times = [level.time for level in GRIDS["flow"](FLOW, n)]
-        assert times == pytest.approx([999.0 * (1 - i / n) for i in range(n)] + [0.0], abs=1e-9)
+        assert times == pytest.approx([999.0] + [1000.0 * (1 - i / n) for i in range(1, n)] + [0.0], abs=1e-9)
         exact = GRIDS["flow"](FLOW, n, start=1.0)
         assert exact == from_times(FLOW, [1000.0 * (1 - i / n) for i in range(n)])
     orders = [DPMpp2M().plan(GRIDS["flow"](FLOW, 5, start=start), FLOW).order for start in (1.0, 0.999)]
     assert orders == [(1, 1, 2, 2, 1), (1, 2, 2, 2, 1)]  # the step from pure noise leaves no history
+    with pytest.raises(ConfigError, match="2000 even steps begin above start"):
+        GRIDS["flow"](FLOW, 2000)
     for start in (0.5, 1.001, math.nan):
         with pytest.raises(ConfigError, match="start must be"):
             GRIDS["flow"](FLOW, 4, start=start)
