@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -42,7 +43,11 @@ def guided(outputs: tuple[Tensor, ...], scale: float) -> Tensor:
 
 
 SPACINGS = {name: {"timestep_spacing": name} for name in ("linspace", "leading", "trailing")}
-SIGMAS = {name: {f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")}
+SIGMAS = {
+    name: {f"use_{name}_sigmas": True}
+    for name in ("karras", "exponential", "beta")
+    if name != "beta" or find_spec("scipy")  # diffusers' beta grid needs it; without it that grid is left out
+}
 LU = {"lu": {"use_lu_lambdas": True}}
 
 
