@@ -104,7 +104,7 @@ def test_from_noise_to_sigma_zero(solver, setting):
     schedule, parametrisation = setting
     network, x = Mixture(schedule, parametrisation), states(16)
     found, report = solve(tight(solver, 1e-3, to_zero=True), network, x)
-    fine = trace(DPMpp3S(), uniform_lambda(schedule, 400), schedule)
+    fine = trace(DPMpp3S(), uniform_lambda(schedule, 150), schedule)
     assert float((found - solve(fine, Mixture(schedule, parametrisation), x).x).abs().max()) < 0.05
     assert report.nfe == network.calls and max(report.ticks) < 1000
 
