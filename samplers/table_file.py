@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import ConfigError, IncompatibleError
-from ..files import write_atomic
+from ..errors import ConfigError
 from .grids import MAX_STEPS
 from .levels import Level, NoiseSchedule
+from .safe_file import Kind
 from .solver import Plan
 
 if TYPE_CHECKING:
     from .table import Table
 
-FORMAT = "fewstep-table"
-VERSION = 1
-MAX_HEADER_BYTES = 16 << 20
+KIND = Kind("fewstep table", "fewstep-table", 1, "Table.save", max_header=16 << 20)
 MAX_TICKS = MAX_STEPS
 MAX_VECTORS = 64  # registers or outputs of one tick
 PLAN = ("nodes", "targets", "step", "stage", "order")
@@ -33,11 +31,7 @@ ROW = re.compile(r"row\.(\d{1,5})\.(\d{1,2})")
 
 def save(table: Table, path: str | PathLike[str]) -> None:
     """Write every row that a run can reach. The file appears whole or not at all."""
-    data = encode(table)
-    try:
-        write_atomic(Path(path), data)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise ConfigError(f"the table cannot be written to {Path(path).name}: {error.strerror}") from error
+    KIND.write(path, encode(table))
 
 
 def encode(table: Table, notes: Mapping[str, str] = MappingProxyType({})) -> bytes:
@@ -54,15 +48,15 @@ def encode(table: Table, notes: Mapping[str, str] = MappingProxyType({})) -> byt
     for name in ("step", "stage", "order"):
         tensors[name] = torch.tensor(getattr(plan, name), dtype=torch.int64)
     header = {"solver": table.solver, "schedule": table.schedule, "keeps_edits": table.keeps_edits}
-    marks = {"format": FORMAT, "version": str(VERSION), "table": json.dumps(header, allow_nan=False)}
-    return to_bytes(tensors, {**notes, **marks})
+    return to_bytes(tensors, {**notes, **KIND.marks, "table": json.dumps(header, allow_nan=False)})
 
 
 def load(path: str | PathLike[str], schedule: NoiseSchedule | None = None) -> Table:
     """Read a table. ConfigError for a file that is none, IncompatibleError for another schedule or version."""
     from .table import Table, check_same_schedule
 
-    header, tensors = _read(Path(path))
+    metadata, tensors = KIND.read(Path(path), lambda file: _check_entries(file, path))
+    header = _header(metadata.get("table", ""), Path(path))
     if schedule is not None:
         check_same_schedule(header["schedule"], schedule)
     plan = _plan(tensors, path)
@@ -76,70 +70,39 @@ def load(path: str | PathLike[str], schedule: NoiseSchedule | None = None) -> Ta
     return table
 
 
-def _refuse(path: Any, why: str) -> ConfigError:
-    return ConfigError(f"{Path(path).name} is not a usable fewstep table: {why}; make it again with Table.save")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise ConfigError(f"there is no table file {path.name}")
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-    if not 2 <= size <= min(MAX_HEADER_BYTES, path.stat().st_size):
-        raise _refuse(path, "its header has no sensible size")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_entries(file, metadata, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise _refuse(path, str(error).splitlines()[0]) from error
-    return _header(metadata.get("table", ""), path), tensors
-
-
-def _check_entries(file: Any, metadata: dict[str, str], path: Path) -> None:
-    """A table of this version with nothing but small entries of the known names, before any is read."""
-    if metadata.get("format") != FORMAT:
-        raise _refuse(path, "it is a safetensors file of another kind")
-    if metadata.get("version") != str(VERSION):
-        raise IncompatibleError(f"{path.name} has table version {metadata.get('version')!r}, this fewstep reads "
-                                f"version {VERSION}; make the table again")  # fmt: skip
+def _check_entries(file: Any, path: Any) -> None:
+    """Nothing but small entries of the known names."""
     for name in file.keys():
         shape = file.get_slice(name).get_shape()
         if name not in PLAN and not ROW.fullmatch(name):
-            raise _refuse(path, f"it has an entry {name[:40]!r}")
+            raise KIND.refuse(path, f"it has an entry {name[:40]!r}")
         limits = (MAX_TICKS, 3) if name in PLAN else (MAX_VECTORS, MAX_VECTORS)
         if not 1 <= len(shape) <= 2 or any(n > limit for n, limit in zip(shape, limits, strict=False)):
-            raise _refuse(path, f"its entry {name} has the shape {shape}")
+            raise KIND.refuse(path, f"its entry {name} has the shape {shape}")
 
 
 def _header(text: str, path: Path) -> dict[str, Any]:
-    def refuse_constant(name: str) -> None:
-        raise ValueError(name)
-
+    header = KIND.header(text, path, "a table")
     try:
-        header = json.loads(text, parse_constant=refuse_constant)
         fields = (header["solver"], header["schedule"], header["keeps_edits"], header["schedule"]["kind"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _refuse(path, "its header does not describe a table") from error
+    except (KeyError, TypeError) as error:
+        raise KIND.refuse(path, "its header does not describe a table") from error
     well_typed = all(isinstance(v, kind) for v, kind in zip(fields, (str, dict, bool, str), strict=True))
     if not well_typed or not (fields[0].isprintable() and fields[3].isprintable()):
-        raise _refuse(path, "its header does not describe a table")
+        raise KIND.refuse(path, "its header does not describe a table")
     return header
 
 
 def _plan(tensors: dict[str, torch.Tensor], path: Any) -> Plan:
     if any(name not in tensors for name in PLAN):
-        raise _refuse(path, f"it lacks one of {', '.join(PLAN)}")
+        raise KIND.refuse(path, f"it lacks one of {', '.join(PLAN)}")
     nodes, targets, *counts = (tensors[name] for name in PLAN)
     n = nodes.shape[0] if nodes.dim() == 2 else 0
     shapes = [tuple(nodes.shape), tuple(targets.shape), *(tuple(c.shape) for c in counts)]
     if not 1 <= n <= MAX_TICKS or shapes != [(n, 3), (n, 3), (n,), (n,), (n,)]:
-        raise _refuse(path, f"its plan has shapes {shapes}")
+        raise KIND.refuse(path, f"its plan has shapes {shapes}")
     if nodes.dtype != torch.float64 or targets.dtype != torch.float64 or any(c.dtype != torch.int64 for c in counts):
-        raise _refuse(path, "its plan has wrong dtypes")
+        raise KIND.refuse(path, "its plan has wrong dtypes")
     levels = [tuple(Level(*line) for line in t.tolist()) for t in (nodes, targets)]
     plan = Plan(levels[0], levels[1], *(tuple(c.tolist()) for c in counts))
     _check_plan(plan, path)
@@ -151,14 +114,14 @@ def _check_plan(plan: Plan, path: Any) -> None:
     for level in (*plan.nodes, *plan.targets):
         fits = all(map(math.isfinite, level)) and min(level.alpha, level.sigma) >= 0 < level.alpha + level.sigma
         if not fits:
-            raise _refuse(path, f"it has a level that is not finite or no noise level: {tuple(level)}")
+            raise KIND.refuse(path, f"it has a level that is not finite or no noise level: {tuple(level)}")
     if plan.nodes[1:] != plan.targets[:-1]:
-        raise _refuse(path, "its ticks do not begin where the ones before end")
+        raise KIND.refuse(path, "its ticks do not begin where the ones before end")
     step, stage = 0, -1
     for i in range(len(plan)):
         step, stage = (step, stage + 1) if plan.step[i] == step else (step + 1, 0)
         if (plan.step[i], plan.stage[i]) != (step, stage) or not 1 <= plan.order[i] <= MAX_VECTORS:
-            raise _refuse(path, f"tick {i} has step {plan.step[i]}, stage {plan.stage[i]}, order {plan.order[i]}")
+            raise KIND.refuse(path, f"tick {i} has step {plan.step[i]}, stage {plan.stage[i]}, order {plan.order[i]}")
 
 
 def _row(tensor: torch.Tensor, plan: Plan, i: int, length: int, path: Any) -> Any:
@@ -167,7 +130,7 @@ def _row(tensor: torch.Tensor, plan: Plan, i: int, length: int, path: Any) -> An
     names = registers_of(length) if 0 <= length <= MAX_VECTORS else ()
     shaped = tensor.dim() == 2 and 1 <= tensor.shape[0] <= MAX_VECTORS and tensor.shape[1] == len(names)
     if not shaped or tensor.dtype != torch.float64 or not 0 <= i < len(plan):
-        raise _refuse(path, f"tick {i} has coefficients of shape {tuple(tensor.shape)}, {tensor.dtype}")
+        raise KIND.refuse(path, f"tick {i} has coefficients of shape {tuple(tensor.shape)}, {tensor.dtype}")
     if not bool(torch.isfinite(tensor).all()):
-        raise _refuse(path, f"tick {i} has a coefficient that is not finite")
+        raise KIND.refuse(path, f"tick {i} has a coefficient that is not finite")
     return Row.of(plan.nodes[i], length, tuple(tuple(line) for line in tensor.tolist()))
