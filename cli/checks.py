@@ -65,6 +65,24 @@ def strength(value: float | None) -> float | None:
     return value
 
 
+def content(option: str, location: str, expected: str, most: int) -> bytes:
+    """The bytes of a small file. ConfigError, in one line, for what is no file, not readable, or above `most` bytes."""
+    path = Path(location)
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{option} {location!r} {not_a_file(location)}: expected {expected}")
+        with path.open("rb") as stream:
+            data = stream.read(most + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{option} {location!r} cannot be read: {reason}") from None
+    if len(data) > most:
+        raise ConfigError(f"{option} {location!r} is larger than {most >> 20} MB")
+    return data
+
+
 def not_a_file(location: str) -> str:
     """Why this is no file that can be read, where `is_file` says so."""
     path = Path(location)

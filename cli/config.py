@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -63,19 +62,7 @@ def read_config(file: str, params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parsed(file: str) -> dict[str, Any]:
-    path = Path(file)
-    try:
-        if not path.is_file():
-            what = checks.not_a_file(file)
-            raise ConfigError(f"--config {file!r} {what}: expected a TOML file with lines like steps = 8")
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"--config {file!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"--config {file!r} is larger than {MAX_BYTES >> 20} MB")
+    raw = checks.content("--config", file, "a TOML file with lines like steps = 8", MAX_BYTES)
     try:
         return tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:

@@ -37,7 +37,7 @@ class InitImage:
 
     def open(self) -> Image:
         """The picture in RGB, upright. ConfigError if the file has changed since it was found."""
-        data = _bytes_of(self.location)
+        data = _read(self.location)
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise ConfigError(f"--init-image {Path(self.location).name!r} has changed while the model was loading")
         return _decoded(data, self.location)
@@ -45,25 +45,12 @@ class InitImage:
 
 def find_image(location: str) -> InitImage:
     """The picture at `location`. ConfigError, in one line, for what is not there, no picture, broken or too large."""
-    data = _bytes_of(location)
+    data = _read(location)
     return InitImage(hashlib.sha256(data).hexdigest(), _decoded(data, location).size, location)
 
 
-def _bytes_of(location: str) -> bytes:
-    path = Path(location)
-    try:
-        if not path.is_file():
-            raise ConfigError(f"--init-image {location!r} {checks.not_a_file(location)}: expected a picture")
-        with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--init-image {location!r} cannot be read: {reason}") from None
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"--init-image {path.name!r} is larger than {MAX_BYTES >> 20} MB")
-    return data
+def _read(location: str) -> bytes:
+    return checks.content("--init-image", location, "a picture", MAX_BYTES)
 
 
 def _decoded(data: bytes, location: str) -> Image:

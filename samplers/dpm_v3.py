@@ -107,7 +107,6 @@ class DPMv3Corrected(DPMv3):
 
     corrector: Literal["pseudo", "same", "raised"] = "pseudo"
     correct_from: float = -math.inf
-    keeps_edits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
