@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.cfg import CFG
+from ..guidance.interval import Interval
 from ..kernels import choice, ops
 from ..samplers import EPS, SOLVERS, DiscreteVP, NoiseSchedule, NoiseTape, Table, solve, trace
 from ..samplers.grids import uniform_lambda
@@ -41,17 +42,7 @@ class Net:
         return torch.cat(scaled).to(self.dtype).chunk(len(branches))
 
 
-class Interval:
-    """Guidance in the middle of a run: ticks of two kinds."""
-
-    def branches(self, i: int, memory: Any) -> tuple[str, ...]:
-        return ("uncond", "cond") if 1 <= i < 3 else ("cond",)
-
-    def weights(self, i: int, gram: Any, memory: Any) -> tuple[float, ...]:
-        return (1.0 - SCALE, SCALE) if 1 <= i < 3 else (1.0,)
-
-
-GUIDANCE = {"no guidance": None, "CFG": CFG(SCALE), "guidance in an interval": Interval()}
+GUIDANCE = {"no guidance": None, "CFG": CFG(SCALE), "guidance in an interval": Interval(SCALE, start=0.34, stop=0.67)}
 
 
 @cache

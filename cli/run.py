@@ -133,7 +133,7 @@ def _resolved(model: Model, sampled: Sampled, row: int) -> record.Resolved:
     """What the picture in this row of a batch cost, and what its settings became."""
     report: Any = sampled.report
     if sampled.table is not None:
-        evaluations, nfe = report.evaluations, sum(report.nfe_per_branch.values())
+        evaluations, nfe = report.evaluations, report.nfe_per_image[row]
     else:
         evaluations, nfe = report.ticks[row], report.nfe_per_image[row]
     return record.Resolved(

@@ -4,37 +4,81 @@ r"""Classifier-free guidance.
 
 with diffusers' scale w: 1 means no guidance, and the unconditional branch is then not evaluated.
 Source: Ho and Salimans 2022, arXiv:2207.12598, equation 6 (there w + 1 is ours).
+
+Rescaled (Lin, Liu, Li, Yang 2023, arXiv:2305.08891, equations 15 and 16):
+
+    out' = phi out std(out_cond) / std(out) + (1 - phi) out,
+
+std over all elements of an image, unbiased as torch.std; both come from one Gram matrix with a row of ones.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..errors import ConfigError
+from ..samplers.policy import Images, Line, Memory, Policy, Run, Statistics, Varies
+from .scale import Scale, check_run, check_scale, check_scales, scale_at, towards
+
+__all__ = ["CFG", "check_scale"]
+
+_BOTH: dict[str, Images] = {"uncond": None, "cond": None}
 
 
 @dataclass(frozen=True)
-class CFG:
-    """scale: w, a finite number >= 0. Two branches a tick, one at w = 1 (cond) or w = 0 (uncond)."""
+class CFG(Policy):
+    """Two branches a tick, one at w = 1 (cond) or w = 0 (uncond).
 
-    scale: float
+    scale: w, a finite number >= 0, or one per step; None for the caller's.       rescale: phi in [0, 1].
+    """
+
+    scale: Scale = None
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
-        check_scale(self.scale)
+        object.__setattr__(self, "scale", check_scales(self.scale))
+        if not 0.0 <= self.rescale <= 1.0:
+            raise ConfigError(f"rescale must be from 0 to 1, got {self.rescale!r}")
 
-    def branches(self, i: int, memory: Any) -> tuple[str, ...]:
-        if self.scale == 1.0:
-            return ("cond",)
-        return ("uncond", "cond") if self.scale else ("uncond",)
+    @property
+    def varies(self) -> Varies:
+        if self.rescale:
+            return "by data"
+        return "by tick" if isinstance(self.scale, tuple) else "never"
 
-    def weights(self, i: int, gram: Any, memory: Any) -> tuple[float, ...]:
-        return (1.0 - self.scale, self.scale) if self.scale not in (0.0, 1.0) else (1.0,)
+    def begin(self, run: Run) -> Memory:
+        check_run(self.scale, run, "CFG")
+        if self.rescale and self.scale is None:
+            raise ConfigError("rescale needs the guidance scale: give it, CFG(scale=7.5, rescale=0.7), or use the "
+                              "pipeline's own guidance_rescale")  # fmt: skip
+        return Memory(run)
+
+    def branches(self, i: int, memory: Memory) -> dict[str, Images]:
+        w = scale_at(self.scale, i, memory.run)
+        if w == 1.0:
+            return {"cond": None}
+        return {"uncond": None} if w == 0.0 else _BOTH
+
+    def statistics(self, i: int, memory: Memory) -> Statistics | None:
+        w = scale_at(self.scale, i, memory.run)
+        return Statistics(({"cond": 1.0}, {"uncond": 1.0}), ones=True) if self.rescale and w not in (0.0, 1.0) else None
+
+    def weights(self, i: int, gram: Tensor | None, memory: Memory) -> Line:
+        line = towards(scale_at(self.scale, i, memory.run), {"uncond": 1.0})
+        if gram is None:
+            return line
+        w = torch.tensor([line["cond"], line["uncond"]], dtype=torch.float64, device=gram.device)
+        cov = covariance(gram)
+        std_cond, std = cov[:, 0, 0].sqrt(), torch.einsum("k,bkm,m->b", w, cov, w).sqrt()
+        factor = self.rescale * std_cond / std + (1.0 - self.rescale)
+        return {name: weight * factor for name, weight in line.items()}  # type: ignore[operator]
 
 
-def check_scale(scale: float) -> float:
-    """`scale` as a float if it is finite and not negative, else ConfigError."""
-    if not (math.isfinite(scale) and scale >= 0.0):
-        raise ConfigError(f"the guidance scale must be a finite number >= 0 (1 = no guidance), got {scale!r}")
-    return float(scale)
+def covariance(gram: Tensor) -> Tensor:
+    """[B, K, K] unbiased covariances over the elements, from a Gram matrix [B, K + 1, K + 1] with a row of ones."""
+    n = gram[:, -1:, -1:]
+    sums = gram[:, :-1, -1:]
+    return (gram[:, :-1, :-1] - sums * sums.transpose(1, 2) / n) / (n - 1.0)

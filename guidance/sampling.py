@@ -11,6 +11,7 @@ from ..samplers import (
     Level,
     Levels,
     NoiseTape,
+    Policy,
     Report,
     Solver,
     Table,
@@ -27,6 +28,7 @@ from ..samplers.table import check_same_schedule
 from .cfg import CFG
 from .layout import DEFAULT_STEPS, check_begins_in_noise, check_strength, shortened, table_of
 from .pictures import batch_of_images
+from .scale import with_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +64,7 @@ def sample(
     init_images: Any = None,
     strength: float | None = None,
     guidance_scale: float | None = None,
+    guidance: Policy | None = None,
     seeds: Sequence[int] | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -84,6 +87,8 @@ def sample(
     and at 1 nothing of the images stays. A table and explicit levels have their own first level and no strength;
     without init_images they must begin in noise (layout.check_begins_in_noise).
     guidance_scale: None for the model's default; 1 evaluates one branch a tick instead of two.
+    guidance: a policy, such as AdaptiveGuidance(); default CFG. One without a scale takes guidance_scale; a budget nfe
+    counts two rows a tick whatever it saves.
     seeds: one per image; image k depends on seeds[k] alone. Default 0, 1, 2, ...
     height, width: pixels; default: those of init_images, else what the model was trained at.
     graph: replay network and sampler from CUDA graphs (see samplers.solve), captured anew for every call, which takes
@@ -93,7 +98,9 @@ def sample(
     """
     backbone: Backbone = model if hasattr(model, "latent_shape") else backbone_of(model)
     prompts, negative_prompts, seeds = _per_image(prompts, negative_prompts, seeds)
-    guidance = CFG(backbone.default_guidance_scale if guidance_scale is None else guidance_scale)
+    guidance = with_scale(CFG() if guidance is None else guidance, guidance_scale)
+    if getattr(guidance, "scale", 0.0) is None:
+        guidance = with_scale(guidance, backbone.default_guidance_scale)
     named = table is None and (grid is None or isinstance(grid, str))
     share = _share(strength, init_images is not None, named)
     adaptive = adaptive_of(solver)
@@ -157,12 +164,12 @@ def _share(strength: float | None, from_images: bool, named: bool) -> float:
 
 
 def _table(
-    backbone: Backbone, guidance: CFG, solver: Any, steps: int | None, nfe: int | None, grid: Any, share: float
+    backbone: Backbone, guidance: Policy, solver: Any, steps: int | None, nfe: int | None, grid: Any, share: float
 ) -> Table:
     kind = backbone.parametrisation
     rule, implied = solver_and_grid(default_solver(kind) if solver is None else solver)
     grid = (implied or default_grid(rule, kind)) if grid is None else grid
-    branches = len(guidance.branches(0, None))
+    branches = 1 if getattr(guidance, "scale", None) in (0.0, 1.0) else 2
     return table_of(backbone.schedule, rule, grid=grid, steps=steps, nfe=nfe, branches=branches, strength=share)
 
 

@@ -18,7 +18,6 @@ from .dpm_v3_statistics import EmpiricalStatistics
 from .dpmpp_sde import DPMppSDE
 from .engine import (
     BatchedNetwork,
-    Guidance,
     Network,
     Outputs,
     Report,
@@ -55,6 +54,7 @@ from .kdiffusion import KDiffusionNetwork
 from .levels import EDM, DiscreteVP, Level, NoiseSchedule, RectifiedFlow, level_at
 from .levels_continuous import CosineVP, LinearVP
 from .noise import GeneratorTape, NoiseTape, Tape, initial_noise
+from .policy import Memory, Policy, Run, Statistics
 from .prediction import EPS, FLOW, PARAMETRISATIONS, X0, Parametrisation, Prediction, V, edm, predict
 from .renoise import renoise
 from .sde import SDEDPMpp1, SDEDPMpp2M, SDEDPMpp3M
@@ -139,27 +139,30 @@ __all__ = [
     "EmpiricalStatistics",
     "Euler",
     "GeneratorTape",
-    "Guidance",
     "Heun",
     "KDiffusionNetwork",
     "Level",
     "Levels",
     "LinearVP",
+    "Memory",
     "Network",
     "NoiseSchedule",
     "NoiseTape",
     "Outputs",
     "Parametrisation",
     "Plan",
+    "Policy",
     "Prediction",
     "RectifiedFlow",
     "Report",
     "Result",
+    "Run",
     "SDEDPMpp1",
     "SDEDPMpp2M",
     "SDEDPMpp3M",
     "Solver",
     "State",
+    "Statistics",
     "Table",
     "Tape",
     "TickRecord",

@@ -24,12 +24,14 @@ from torch import Tensor
 
 from ..errors import ConfigError, NumericsError
 from ..kernels import ops
-from .engine import Guidance, Network, as_state, branches_and_weights
+from .engine import Network, as_state
 from .exponential import DATA, NOISE, Space, first_order_from
 from .form import LinearForm
+from .guided import known, static
 from .levels import Level, NoiseSchedule, level_at
 from .per_image import PerImage
 from .phi import g
+from .policy import Policy, Run
 from .report import Result
 from .singlestep import THIRDS, place, second_order, third_order_inner
 
@@ -73,9 +75,7 @@ class AdaptiveDPM:
         if self.max_evaluations < self.order + 1:
             raise ConfigError(f"max_evaluations must be at least {self.order + 1}, got {self.max_evaluations!r}")
 
-    def run(
-        self, network: Network, x: Tensor, *, guidance: Guidance | None = None, begin: Level | None = None
-    ) -> Result:
+    def run(self, network: Network, x: Tensor, *, guidance: Policy | None = None, begin: Level | None = None) -> Result:
         """From x (B, ...) at `begin` (default: the schedule's noisiest level) to sigma = 0, or the cleanest level.
 
         guidance: a policy whose branches do not depend on the tick; it is asked once.
@@ -155,11 +155,11 @@ class _Run:
     """The state of an adaptive run: lists by image, and x, x_prev, m0 of the whole batch."""
 
     def __init__(
-        self, solver: AdaptiveDPM, network: Network, x: Tensor, guidance: Guidance | None, begin: Level | None
+        self, solver: AdaptiveDPM, network: Network, x: Tensor, guidance: Policy | None, begin: Level | None
     ) -> None:
         self.solver, self.schedule = solver, network.schedule
-        self.branches, weights = branches_and_weights(guidance, 0)
         size = x.shape[0]
+        self.branches, weights = known(static(guidance, Run(size, (), (), (), network.parametrisation)), 0)
         self.evaluate = PerImage(network, self.branches, weights, solver.space, size)
         self.x = as_state(x).clone()
         self.prev, self.m0 = self.x.clone(), torch.zeros_like(self.x)

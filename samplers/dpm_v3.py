@@ -32,10 +32,12 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError
 from .dpm_v3_integrals import integrals
 from .dpm_v3_statistics import EmpiricalStatistics
-from .engine import Guidance, Network, Outputs, as_state, branches_and_weights, check_outputs
+from .engine import Network, Outputs, as_state, check_outputs
 from .form import LinearForm
 from .grids import Levels
+from .guided import known, static
 from .levels import Level, NoiseSchedule
+from .policy import Policy, Run
 from .prediction import Prediction
 from .report import Report, Result, TickRecord
 from .scalars import exp
@@ -236,7 +238,7 @@ def _check_traceable(statistics: EmpiricalStatistics, x: Any) -> None:
 
 
 @torch.no_grad()
-def solve_v3(solver: DPMv3, network: Network, levels: Levels, x: Tensor, *, guidance: Guidance | None = None) -> Result:
+def solve_v3(solver: DPMv3, network: Network, levels: Levels, x: Tensor, *, guidance: Policy | None = None) -> Result:
     """Run `solver` over `levels` from x (B, ...) without a table: for statistics per element or with a bias.
 
     Half precision becomes float32.       Errors: those of `DPMv3.plan`; IncompatibleError for an x whose images do not
@@ -248,10 +250,11 @@ def solve_v3(solver: DPMv3, network: Network, levels: Levels, x: Tensor, *, guid
                                 "estimate them at this size, or use statistics.mean()")  # fmt: skip
     x = as_state(x)
     plan, report = solver.plan(levels, network.schedule), Report(batch=x.shape[0])
+    guided = static(guidance, Run(x.shape[0], plan.nodes, plan.step, plan.stage, network.parametrisation))
     carry: Carry = ()
     for i, level in enumerate(plan.nodes):
         clock = time.perf_counter()
-        branches, weights = branches_and_weights(guidance, i)
+        branches, weights = known(guided, i)
         tensors = network(x, level, branches)
         check_outputs(tensors, branches, x)
         outputs = Outputs(x, level, tensors, network.parametrisation, weights)

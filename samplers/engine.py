@@ -16,8 +16,10 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError, NumericsError
 from ..kernels import ops
 from .feeding import Evaluation, version_of
+from .guided import NOTHING, ConditionalOnly, Guided
 from .levels import Level, NoiseSchedule
 from .noise import Tape
+from .policy import Policy, Run
 from .prediction import Parametrisation, Prediction
 from .report import Report, Result, TickRecord
 from .table import Table, Weights, check_same_schedule, compact, numbers_of, weighted
@@ -52,13 +54,6 @@ class BatchedNetwork(Network, Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
     def forward_batch(self, batch: Tensor, time: Tensor, branches: tuple[str, ...]) -> tuple[Tensor, ...]: ...
-
-
-class Guidance(Protocol):
-    """A guidance policy as the loop sees it: which branches tick i evaluates and how they are weighted (sum 1)."""
-
-    def branches(self, i: int, memory: Any) -> tuple[str, ...]: ...
-    def weights(self, i: int, gram: Any, memory: Any) -> Weights: ...
 
 
 class State(NamedTuple):
@@ -157,7 +152,7 @@ def edit(table: Table, state: State, x: Tensor) -> State:
 class AdaptiveSolver(Protocol):
     """A solver that chooses its steps while it runs, and therefore has no table."""
 
-    def run(self, network: Network, x: Tensor, *, guidance: Guidance | None = None) -> Result: ...
+    def run(self, network: Network, x: Tensor, *, guidance: Policy | None = None) -> Result: ...
 
 
 OnTick = Callable[[int, State, Outputs], State | None]
@@ -169,7 +164,7 @@ def solve(
     network: Network,
     x: Tensor,
     *,
-    guidance: Guidance | None = None,
+    guidance: Policy | None = None,
     tape: Tape | None = None,
     on_tick: OnTick | None = None,
     first_tick: int = 0,
@@ -202,25 +197,29 @@ def solve(
 
         return solve_captured(table, network, x, guidance, tape, on_tick, first_tick)
     state = start(table, x, first_tick)
-    report = Report(batch=x.shape[0])
-    nodes, targets = table.plan.nodes, table.plan.targets
+    nodes, targets, last = table.plan.nodes, table.plan.targets, len(table) - 1
+    run = Run(x.shape[0], nodes, table.plan.step, table.plan.stage, network.parametrisation)
+    guided = Guided(ConditionalOnly() if guidance is None else guidance, run)
+    report = Report(x.shape[0], guided=guided)
     evaluate = Evaluation(network, table, state.x)
-    branches, weights = branches_and_weights(guidance, first_tick)
+    asked = guided.asked(first_tick)
     clock = time.perf_counter()
     for i in range(first_tick, len(table)):
-        row, last = table.row(i, len(state.carry)), i + 1 == len(table)
-        if not row.evaluates:
-            branches, weights = (), ()
-        tensors = evaluate(i, state.x, branches) if branches else ()
+        row = table.row(i, len(state.carry))
+        asked = asked if row.evaluates else NOTHING
+        tensors = evaluate(i, state.x, asked) if asked.branches else ()
         if not report.ticks:
-            check_outputs(tensors, branches, state.x)
+            check_outputs(tensors, asked.branches, state.x)
+        weights: Weights = ()
+        if asked.branches:
+            tensors, weights = guided.tensors_of(guided.observed(i, state.x, tensors))
         prediction = Outputs(state.x, nodes[i], tensors, network.parametrisation, weights)
         noise = tape.normal(i, nodes[i], targets[i], state.x) if tape is not None and row.needs_noise else None
-        record = TickRecord(i, nodes[i], branches, 0.0)
-        if not last:
-            branches, weights = branches_and_weights(guidance, i + 1)
+        record = TickRecord(i, nodes[i], asked.branches, 0.0, asked.images)
+        if i < last:
+            asked = guided.asked(i + 1)
         state, evaluate.batch = advance_and_feed(
-            table, state, prediction, noise, None if last else evaluate.wanted(branches)
+            table, state, prediction, noise, evaluate.wanted(asked) if i < last else None
         )
         if on_tick is not None:
             version = version_of(state.x)
@@ -232,13 +231,6 @@ def solve(
         report.ticks.append(record._replace(ms=1e3 * (now - clock)))
         clock = now
     return Result(state.x, report)
-
-
-def branches_and_weights(guidance: Guidance | None, i: int) -> tuple[tuple[str, ...], Weights]:
-    """What tick i evaluates and how the outputs are weighted."""
-    if guidance is None:
-        return ("cond",), (1.0,)
-    return guidance.branches(i, None), guidance.weights(i, None, None)
 
 
 def check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..errors import IncompatibleError
 from ..kernels import ops
 from ..kernels.upload import to_device
+from .guided import Asked
 from .table import Table
 
 
@@ -22,20 +24,69 @@ class Evaluation:
         self._times = times_of(table, x.device).unbind() if self._batched else None
         self.batch: Tensor | None = None
 
-    def wanted(self, branches: tuple[str, ...]) -> tuple[torch.dtype, int] | None:
-        return (self._network.dtype, len(branches)) if self._batched and branches else None
+    def wanted(self, asked: Asked) -> tuple[torch.dtype, int] | None:
+        """The feed for the next tick. Where images differ the batch is gathered when it is needed."""
+        return (
+            (self._network.dtype, len(asked.branches)) if self._batched and asked.branches and asked.uniform else None
+        )
 
-    def __call__(self, i: int, x: Tensor, branches: tuple[str, ...]) -> tuple[Tensor, ...]:
+    def __call__(self, i: int, x: Tensor, asked: Asked) -> tuple[Tensor, ...]:
+        """One tensor (B, ...) per branch."""
+        if not asked.uniform:
+            return self._some(i, x, asked)
         if self._times is None:
-            return self._network(x, self._nodes[i], branches)
+            return self._network(x, self._nodes[i], asked.branches)
         batch = self.batch
         if batch is None:
-            batch = batch_of(x, self._network.dtype, len(branches))
+            batch = batch_of(x, self._network.dtype, len(asked.branches))
         version = version_of(batch)
-        outputs = self._network.forward_batch(batch, self._times[i], branches)
+        outputs = self._network.forward_batch(batch, self._times[i], asked.branches)
         if version_of(batch) != version:
             raise IncompatibleError(f"{type(self._network).__name__}.forward_batch wrote to its input, which may be x")
         return outputs
+
+    def _some(self, i: int, x: Tensor, asked: Asked) -> tuple[Tensor, ...]:
+        """One call for the rows that are needed, or one for each set of branches that images ask for."""
+        if self._times is None or not hasattr(type(self._network), "forward_rows"):
+            return _by_sets(self._network, self._nodes[i], x, asked)
+        rows = [None if v is None else to_device(v, x.device, torch.int64) for v in asked.images]
+        batch = torch.cat([x if r is None else x[r] for r in rows]).to(self._network.dtype)
+        found = self._network.forward_rows(batch, self._times[i], asked.branches, asked.images)
+        return tuple(scattered(x, out, r) for out, r in zip(found, rows, strict=True))
+
+
+def _by_sets(network: Any, node: Any, x: Tensor, asked: Asked) -> tuple[Tensor, ...]:
+    sets: dict[tuple[str, ...], list[int]] = {}
+    for image in range(x.shape[0]):
+        sets.setdefault(asked.of_image(image), []).append(image)
+    whole = {branch: unfilled(x) for branch in asked.branches}
+    for branches, images in sets.items():
+        if branches:
+            rows = to_device(images, x.device, torch.int64)
+            outputs = network(x, node, branches, rows)
+            check_rows(outputs, branches, x, len(images))
+            for branch, out in zip(branches, outputs, strict=True):
+                whole[branch] = whole[branch].to(out.dtype).index_copy(0, rows, out)
+    return tuple(whole.values())
+
+
+def check_rows(outputs: Any, branches: Sequence[str], x: Tensor, count: int) -> None:
+    """IncompatibleError for a network that does not evaluate some images alone."""
+    expected = (count, *x.shape[1:])
+    if len(outputs) != len(branches) or any(tuple(o.shape) != expected for o in outputs):
+        raise IncompatibleError(f"the network was asked for {count} of {x.shape[0]} images (rows=) and returned "
+                                f"{[tuple(o.shape) for o in outputs]}; expected {expected} per branch. A guidance "
+                                'policy that decides for all images alike (batch="all") needs no rows')  # fmt: skip
+
+
+def scattered(like: Tensor, part: Tensor, rows: Tensor | None) -> Tensor:
+    """`part`, the outputs of some images, as a tensor for all of them; nobody may read the other images."""
+    return part if rows is None else unfilled(like).to(part.dtype).index_copy_(0, rows, part)
+
+
+def unfilled(like: Tensor) -> Tensor:
+    """Memory for outputs of which some are never evaluated, and never read."""
+    return torch.empty_like(like)
 
 
 def is_batched(network: Any) -> bool:

@@ -23,10 +23,11 @@ from ..errors import ConfigError, IncompatibleError
 from ..kernels import choice
 from ..kernels.ops_philox import philox_normal
 from ..kernels.upload import to_device
-from .engine import BatchedNetwork, Guidance, start
+from .engine import BatchedNetwork, start
 from .feeding import batch_of, is_batched, times_of
 from .lowering import Branches, Lowered, Step, lower
 from .noise import NoiseTape, Tape
+from .policy import Policy
 from .report import Report, Result, TickRecord
 from .table import Table
 
@@ -42,7 +43,7 @@ def solve_captured(
     table: Table,
     network: Any,
     x: Tensor,
-    guidance: Guidance | None,
+    guidance: Policy | None,
     tape: Tape | None,
     on_tick: Any,
     first_tick: int,

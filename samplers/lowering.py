@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from ..errors import IncompatibleError
 from ..kernels.ops import MAX_LINES, MAX_REGISTERS
-from .engine import Guidance, branches_and_weights
+from .guided import known, static
+from .policy import Policy, Run
 from .prediction import Parametrisation
 from .table import Folded, Table
 
@@ -57,12 +58,14 @@ class _Tick(NamedTuple):
     lines: tuple[tuple[tuple[float, ...], int], ...]  # coefficients over all registers, slot
 
 
-def lower(table: Table, parametrisation: Parametrisation, guidance: Guidance | None, first_tick: int = 0) -> Lowered:
+def lower(table: Table, parametrisation: Parametrisation, guidance: Policy | None, first_tick: int = 0) -> Lowered:
     """Errors: IncompatibleError for weights that are tensors, and for ticks beyond 8 registers and 4 outputs."""
     state, ticks = [0], []
+    plan = table.plan
+    guided = static(guidance, Run(1, plan.nodes, plan.step, plan.stage, parametrisation))
     for i in range(first_tick, len(table)):
         row = table.row(i, len(state) - 1)
-        branches, weights = branches_and_weights(guidance, i) if row.evaluates else ((), ())
+        branches, weights = known(guided, i) if row.evaluates else ((), ())
         folded = table.fold(i, len(state) - 1, parametrisation, weights)
         if not isinstance(folded.matrix, tuple):
             raise IncompatibleError("graph=True needs weights that are numbers, the same for every image")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fewstep.errors import ConfigError, IncompatibleError
+from fewstep.guidance.cfg import CFG
 from fewstep.samplers import (
     DDIM,
     DPM2M,
@@ -221,14 +222,6 @@ def test_keeps_edits_says_the_truth(solver):
     assert moved == {"data": solver is DPMv3, "noise": False} and not solver.keeps_edits
 
 
-class TwoBranches:
-    def branches(self, i, memory):
-        return ("uncond", "cond")
-
-    def weights(self, i, gram, memory):
-        return (-2.0, 3.0)
-
-
 @dataclass
 class Guided(Mixture):
     """Another mixture for the branch "uncond"."""
@@ -241,8 +234,8 @@ class Guided(Mixture):
 def test_guidance():
     network, levels, x = Guided(VP), uniform_lambda(VP, 6), states(4, 3)
     scalar = wavy(200).without_bias()
-    table = solve(trace(DPMv3(scalar), levels, VP), network, x, guidance=TwoBranches())
-    own = solve_v3(DPMv3(per_element(scalar, 3)), network, levels, x, guidance=TwoBranches())
+    table = solve(trace(DPMv3(scalar), levels, VP), network, x, guidance=CFG(3.0))
+    own = solve_v3(DPMv3(per_element(scalar, 3)), network, levels, x, guidance=CFG(3.0))
     assert relative(own.x, table.x) < 1e-11 and own.report.nfe == table.report.nfe == 4 * 2 * 6
 
 

@@ -84,6 +84,7 @@ class UNetNetwork:
         self.schedule = schedule
         self.parametrisation = parametrisation
         self._joined: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._selected: tuple[Any, dict[str, Any]] = (None, {})
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,6 +105,23 @@ class UNetNetwork:
         if arguments is None:
             arguments = self._joined[branches] = _join([self.conditions[b] for b in branches])
         return self._forward(batch, time, arguments, len(branches))
+
+    def forward_rows(
+        self, batch: Tensor, time: Tensor, branches: tuple[str, ...], images: tuple[tuple[int, ...] | None, ...]
+    ) -> tuple[Tensor, ...]:
+        """As `forward_batch` for some images of every branch, None for all; batch has their rows in this order.
+
+        Returns one raw output per branch, with as many rows as it has images.
+        """
+        key = (branches, images)
+        if self._selected[0] != key:
+            parts = [self.conditions[b] for b in branches]
+            rows = [None if v is None else torch.tensor(v, device=batch.device) for v in images]
+            self._selected = key, _join([p if r is None else _rows(p, r) for p, r in zip(parts, rows, strict=True)])
+        some = sum(len(v) for v in images if v is not None)
+        everyone = (batch.shape[0] - some) // max(1, images.count(None))
+        counts = [everyone if v is None else len(v) for v in images]
+        return self.unet(batch, time, return_dict=False, **self._selected[1])[0].split(counts)
 
     def select(self, images: Tensor) -> UNetNetwork:
         """The network of some images of the batch, given by their numbers."""

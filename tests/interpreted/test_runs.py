@@ -8,6 +8,7 @@ import torch
 
 from fewstep.benchmarks.counting import DispatchCounter
 from fewstep.guidance.cfg import CFG
+from fewstep.guidance.interval import Interval
 from fewstep.kernels import choice, ops, triton_combine, triton_tick
 from fewstep.samplers import EPS, SOLVERS, DiscreteVP, NoiseTape, graph, solve, trace
 from fewstep.samplers.grids import uniform_lambda
@@ -223,23 +224,16 @@ def test_statistics_are_one_launch_more():
 # --- what a CUDA graph replays, run tick by tick on the CPU ----------------------------------------------------------
 
 
-class Interval:
-    """Guidance in the middle of a run: ticks of two kinds."""
-
-    def branches(self, i, memory):
-        return ("uncond", "cond") if 1 <= i < 3 else ("cond",)
-
-    def weights(self, i, gram, memory):
-        return (1.0 - SCALE, SCALE) if 1 <= i < 3 else (1.0,)
-
-
 def captured(table, net, x, guidance, first_tick=0):
     lowered = lower(table, net.parametrisation, guidance, first_tick)
     return graph.Captured(table, lowered, net, x, lambda body, reset: body)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("guidance", (None, CFG(SCALE), Interval()), ids=("none", "cfg", "interval"))
+GUIDANCE_KINDS = (None, CFG(SCALE), Interval(SCALE, start=0.2, stop=0.6))
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE_KINDS, ids=("none", "cfg", "interval"))
 def test_the_captured_ticks_equal_the_loop_bitwise(name, guidance):
     table, x, tape = table_of(name), start_of(), NoiseTape((5, 6))
     net = Net(torch.bfloat16 if name == "2m" else torch.float32)

@@ -1,0 +1,166 @@
+"""A guidance policy in a run: what it asks for, what it measures, what it remembers, and when the host must wait.
+
+`solve` and the hooks on diffusers' pipelines drive every policy through the same object, a `Guided`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, IncompatibleError
+from ..kernels import ops
+from ..kernels.upload import to_device
+from .policy import Images, Line, Memory, Policy, Run, Weight
+from .readback import Readback
+from .table import Weights
+
+Registers = Mapping[str, Tensor]
+
+
+class Asked(NamedTuple):
+    """The branches of a tick, and which images each is for."""
+
+    branches: tuple[str, ...] = ()
+    images: tuple[Images, ...] = ()
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every branch is for every image."""
+        return not any(self.images)
+
+    def rows(self, batch: int) -> int:
+        """Network rows."""
+        return sum(batch if images is None else len(images) for images in self.images)
+
+    def of_image(self, image: int) -> tuple[str, ...]:
+        """The branches that one image evaluates."""
+        return tuple(b for b, v in zip(self.branches, self.images, strict=True) if v is None or image in v)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Images], batch: int) -> Asked:
+        """Without branches for nobody; branches for everybody say None."""
+        kept = {b: None if v is not None and len(v) == batch else v for b, v in found.items() if v != ()}
+        if not kept:
+            raise ConfigError("a guidance policy asked for no branch at all")
+        return cls(tuple(kept), tuple(kept.values()))
+
+
+NOTHING = Asked()
+
+
+class ConditionalOnly(Policy):
+    """No guidance: the branch "cond" alone."""
+
+    def branches(self, i: int, memory: Memory) -> Mapping[str, Images]:
+        return {"cond": None}
+
+    def weights(self, i: int, gram: Tensor | None, memory: Memory) -> Line:
+        return {"cond": 1.0}
+
+
+class Guided:
+    """A policy and its memory in one run. Of each tick, in order: `asked`, then `observed`."""
+
+    def __init__(self, policy: Policy, run: Run) -> None:
+        self.policy = policy
+        self.run = run
+        self.memory = policy.begin(run)
+        self.recalled: dict[str, Tensor] = {}
+        self.scores: dict[int, tuple[float, ...]] = {}
+        self._asked = NOTHING
+        self._registers: Registers = {}
+        self._pending: deque[tuple[int, Asked, Readback]] = deque()
+
+    def asked(self, i: int) -> Asked:
+        """What tick i evaluates; waits for the scores that this decision needs, and for no newer ones."""
+        self.settle(i - 1 - self.policy.lag)
+        self._asked = Asked.of(self.policy.branches(i, self.memory), self.run.batch)
+        return self._asked
+
+    def settle(self, last: int) -> None:
+        """Let the policy decide by the scores of all ticks up to `last`."""
+        while self._pending and self._pending[0][0] <= last:
+            i, asked, readback = self._pending.popleft()
+            everything = [len(asked.of_image(image)) == len(asked.branches) for image in self.run.everyone]
+            values = zip(readback.numbers(), everything, strict=True)
+            self.scores[i] = tuple(value if measured else math.nan for value, measured in values)
+            self.memory = self.policy.decide(i, self.scores[i], self.memory)
+
+    def observed(self, i: int, x: Tensor, tensors: Sequence[Tensor]) -> dict[str, Weight]:
+        """The guided prediction of tick i as a line over the registers, which `tensors_of` finds.
+
+        tensors: one of x's shape per branch asked for; images that did not evaluate it may hold anything there.
+        """
+        registers = {"x": x, **self.recalled, **dict(zip(self._asked.branches, tensors, strict=True))}
+        wanted = self.policy.statistics(i, self.memory)
+        gram = None
+        if wanted is not None:
+            names = [name for name in registers if any(name in vector for vector in wanted.vectors)]
+            basis = [[vector.get(name, 0.0) for name in names] for vector in wanted.vectors]
+            gram = ops.gram([registers[name] for name in names], basis, wanted.ones)
+        line = dict(self.policy.weights(i, gram, self.memory))
+        score = self.policy.score(i, gram, self.memory)
+        if score is not None:
+            self._pending.append((i, self._asked, Readback(score)))
+        self._registers = registers
+        for name, recalled in self.policy.remember(i, self.memory).items():
+            self.recalled = {**self.recalled, name: mixed(recalled, registers)}
+        for name in self.policy.forget(i, self.memory):
+            self.recalled = {k: v for k, v in self.recalled.items() if k != name}
+        return line
+
+    def tensors_of(self, line: Mapping[str, Weight]) -> tuple[tuple[Tensor, ...], Weights]:
+        """The registers of the newest tick that `line` reads, and its weights, in one order."""
+        tensors = tuple(self._registers[name] for name in line)
+        return tensors, tuple(on_device(w, tensors[0].device) for w in line.values())
+
+
+def mixed(line: Line, registers: Registers) -> Tensor:
+    """The linear combination, float32 at least, of the shape of its registers; always a new tensor."""
+    tensors = [registers[name] for name in line]
+    weights = [on_device(w, tensors[0].device) for w in line.values()]
+    if not any(isinstance(w, Tensor) for w in weights):
+        return ops.combine((tuple(weights),), tensors)[0]  # type: ignore[arg-type]
+    size, device = tensors[0].shape[0], tensors[0].device
+    columns = [w if isinstance(w, Tensor) else torch.full((1,), w, dtype=torch.float64, device=device) for w in weights]
+    C = torch.stack([c.double().reshape(-1).expand(size) for c in columns], dim=-1)
+    return ops.combine(C.unsqueeze(1), tensors)[0]
+
+
+def on_device(weight: Weight, device: torch.device) -> float | Tensor:
+    """A number, or [B] float64 where images differ."""
+    if not isinstance(weight, tuple):
+        return weight
+    if all(w == weight[0] for w in weight):
+        return weight[0]
+    return to_device(weight, device, torch.float64)
+
+
+def static(policy: Policy | None, run: Run) -> Guided:
+    """`policy` for a run whose branches and weights must be known before it begins.
+
+    Errors: IncompatibleError for a policy that follows the data, or, where the run has no ticks yet, the tick.
+    """
+    policy = ConditionalOnly() if policy is None else policy
+    if policy.varies == "by data" or (policy.varies == "by tick" and not run.nodes):
+        what = "graph=True and adaptive solvers need" if policy.varies == "by data" else "an adaptive solver needs"
+        than = "before the run begins" if policy.varies == "by data" else "and the same at all noise levels"
+        raise IncompatibleError(f"{what} guidance that is known {than}, and {type(policy).__name__} is not: use "
+                                "CFG(scale), or a solver with a fixed number of steps, without graph=True")  # fmt: skip
+    return Guided(policy, run)
+
+
+def known(guided: Guided, i: int) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    """(branches, weights) of tick i under a policy that does not follow the data."""
+    asked = guided.asked(i)
+    line = guided.policy.weights(i, None, guided.memory)
+    if not asked.uniform or set(line) != set(asked.branches):
+        raise IncompatibleError(f"{type(guided.policy).__name__} evaluates other images or registers at tick {i} than "
+                                "a run without memory has")  # fmt: skip
+    return asked.branches, tuple(line[b] for b in asked.branches)
