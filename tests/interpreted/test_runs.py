@@ -224,15 +224,15 @@ def test_statistics_are_one_launch_more():
 # --- what a CUDA graph replays, run tick by tick on the CPU ----------------------------------------------------------
 
 
+GUIDANCE_KINDS = (None, CFG(SCALE), Interval(SCALE, start=0.2, stop=0.6))
+
+
 def captured(table, net, x, guidance, first_tick=0):
     lowered = lower(table, net.parametrisation, guidance, first_tick)
     return graph.Captured(table, lowered, net, x, lambda body, reset: body)
 
 
 @pytest.mark.parametrize("name", NAMES)
-GUIDANCE_KINDS = (None, CFG(SCALE), Interval(SCALE, start=0.2, stop=0.6))
-
-
 @pytest.mark.parametrize("guidance", GUIDANCE_KINDS, ids=("none", "cfg", "interval"))
 def test_the_captured_ticks_equal_the_loop_bitwise(name, guidance):
     table, x, tape = table_of(name), start_of(), NoiseTape((5, 6))
