@@ -12,7 +12,9 @@ from fewstep.guidance.interval import Interval
 from fewstep.kernels import choice, ops, triton_combine, triton_tick
 from fewstep.samplers import EPS, SOLVERS, DiscreteVP, NoiseTape, graph, solve, trace
 from fewstep.samplers.grids import uniform_lambda
+from fewstep.samplers.guided import known, static
 from fewstep.samplers.lowering import lower
+from fewstep.samplers.policy import Run
 
 VP = DiscreteVP.scaled_linear()
 SHAPE = (2, 4, 8, 8)
@@ -78,6 +80,13 @@ def start_of(shape=SHAPE, dtype=torch.float32):
 
 def table_of(name, n=4):
     return trace(SOLVERS[name](), uniform_lambda(VP, n), VP)
+
+
+def told(guidance, table):
+    """(branches, weights) of every tick."""
+    plan = table.plan
+    guided = static(guidance, Run(1, plan.nodes, plan.step, plan.stage, EPS))
+    return [known(guided, i) for i in range(len(table))]
 
 
 def run(name, guided, net=None, x=None, **options):
@@ -155,11 +164,10 @@ def test_one_launch_a_tick_and_no_byte_too_many(name, guided, net):
     table, guidance = table_of(name), GUIDANCE[guided]
     ticks, _ = counted(name, guided, net)
     branches = 1 if guidance is None else 2
-    n, carry = 4 * 8 * 8, 0
+    n, carry, known_weights = 4 * 8 * 8, 0, told(guidance, table)
     for i, tick in enumerate(ticks):
         row, last = table.row(i, carry), i + 1 == len(table)
-        weights = (1.0,) if guidance is None else guidance.weights(i, None, None)
-        folded = table.fold(i, carry, EPS, weights)
+        folded = table.fold(i, carry, EPS, known_weights[i][1])
         carry = row.carry_out
         computed = sum(not moved for moved, _ in folded.sources)
         assert len(folded.live) <= 8 and computed <= 4
@@ -242,9 +250,7 @@ def test_the_captured_ticks_equal_the_loop_bitwise(name, guidance):
     for _ in range(2 if name in ("unipc-3", "sde-2m") else 1):  # and again: nothing is left over
         result = replayed.run(x, tape)
         assert torch.equal(result.x, expected)
-    assert [t.branches for t in result.report.ticks] == [
-        ("cond",) if guidance is None else guidance.branches(i, None) for i in range(len(table))
-    ]
+    assert [t.branches for t in result.report.ticks] == [branches for branches, _ in told(guidance, table)]
 
 
 def test_a_captured_run_that_begins_later_and_odd_sizes():
