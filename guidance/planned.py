@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -52,14 +52,20 @@ def guided_lines(uncond: Sequence[Line | None], scale: Scale, run: Run) -> list[
     return [CONDITIONAL if u is None or w == 1.0 else towards(w, u) for u, w in pairs]
 
 
-def planned(lines: Sequence[Line], recipes: Recipes) -> tuple[PlannedTick, ...]:
-    """The ticks of a run whose guided predictions are `lines`: they evaluate and remember what is read, and no more."""
-    last = {name: max((i for i, line in enumerate(lines) if name in line), default=None) for name in recipes}
+def planned(
+    lines: Sequence[Line], recipes: Recipes, measured: Mapping[int, Collection[str]] | None = None
+) -> tuple[PlannedTick, ...]:
+    """The ticks of a run whose guided predictions are `lines`: they evaluate and remember what is read, and no more.
+
+    measured: registers that a tick reads besides its line.
+    """
+    reads = [{*line, *(measured or {}).get(i, ())} for i, line in enumerate(lines)]
+    last = {name: max((i for i, read in enumerate(reads) if name in read), default=None) for name in recipes}
     made = {name: tick for name, (tick, _) in recipes.items()}
     ticks = []
     for i, line in enumerate(lines):
         remembered = {n: r for n, (tick, r) in recipes.items() if tick == i and last[n] is not None}
-        read = {*line, *(register for recipe in remembered.values() for register in recipe)}
+        read = {*reads[i], *(register for recipe in remembered.values() for register in recipe)}
         branches: dict[str, Images] = {b: None for b in ("uncond", "cond") if b in read}
         forgotten = tuple(n for n in recipes if last[n] == i and made[n] < i)
         ticks.append(PlannedTick(branches or {"cond": None}, line, remembered, forgotten))
