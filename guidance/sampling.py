@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError
@@ -26,7 +27,10 @@ from ..samplers.noise import check_seed
 from ..samplers.solver_config import adaptive_of, solver_and_grid
 from ..samplers.table import check_same_schedule
 from .cfg import CFG
+from .fingerprint import of_pipeline
 from .layout import DEFAULT_STEPS, check_begins_in_noise, check_strength, shortened, table_of
+from .made_for import EMPTY, GIVEN, MadeFor, check
+from .named import policy_of
 from .pictures import batch_of_images
 from .scale import with_scale
 
@@ -64,7 +68,7 @@ def sample(
     init_images: Any = None,
     strength: float | None = None,
     guidance_scale: float | None = None,
-    guidance: Policy | None = None,
+    guidance: Policy | str | PathLike[str] | None = None,
     seeds: Sequence[int] | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -87,20 +91,21 @@ def sample(
     and at 1 nothing of the images stays. A table and explicit levels have their own first level and no strength;
     without init_images they must begin in noise (layout.check_begins_in_noise).
     guidance_scale: None for the model's default; 1 evaluates one branch a tick instead of two.
-    guidance: a policy, such as AdaptiveGuidance(); default CFG. One without a scale takes guidance_scale; a budget nfe
-    counts two rows a tick whatever it saves.
+    guidance: a policy, such as AdaptiveGuidance(), a name ("adaptive:threshold=0.998") or a file of fewstep calibrate;
+    default CFG. One without a scale takes guidance_scale; a budget nfe counts two rows a tick whatever it saves.
     seeds: one per image; image k depends on seeds[k] alone. Default 0, 1, 2, ...
     height, width: pixels; default: those of init_images, else what the model was trained at.
     graph: replay network and sampler from CUDA graphs (see samplers.solve), captured anew for every call, which takes
     as long as four ticks; on_tick must then be None.
-    Errors: ConfigError for values that cannot work, IncompatibleError for an unsupported pipeline or a table of another
-    schedule.
+    Errors: ConfigError for values that cannot work, IncompatibleError for an unsupported pipeline, a table of another
+    schedule, or the file of a policy that was calibrated for something else.
     """
     backbone: Backbone = model if hasattr(model, "latent_shape") else backbone_of(model)
     prompts, negative_prompts, seeds = _per_image(prompts, negative_prompts, seeds)
-    guidance = with_scale(CFG() if guidance is None else guidance, guidance_scale)
-    if getattr(guidance, "scale", 0.0) is None:
-        guidance = with_scale(guidance, backbone.default_guidance_scale)
+    policy, made_for = policy_of(CFG() if guidance is None else guidance)
+    policy = with_scale(policy, guidance_scale)
+    if getattr(policy, "scale", 0.0) is None:
+        policy = with_scale(policy, backbone.default_guidance_scale)
     named = table is None and (grid is None or isinstance(grid, str))
     share = _share(strength, init_images is not None, named)
     adaptive = adaptive_of(solver)
@@ -109,12 +114,14 @@ def sample(
         first = shortened(backbone.schedule, share).noisiest
     else:
         if table is None:
-            table = _table(backbone, guidance, solver, steps, nfe, grid, share)
+            table = _table(backbone, policy, solver, steps, nfe, grid, share)
         else:
             _check_table(table, backbone, solver=solver, steps=steps, nfe=nfe, grid=grid)
         first = table.plan.nodes[0]
         if not named and init_images is None:
             check_begins_in_noise(first, table.plan.step[-1] + 1, backbone.schedule)
+    if made_for is not None:
+        check(policy, made_for, here_of(backbone, table, negative_prompts is not None))
     pixels = None
     if init_images is not None:
         pixels = batch_of_images(init_images, len(prompts), height, width, backbone.size_multiple)
@@ -127,10 +134,20 @@ def sample(
     network = backbone.encode(prompts, negative_prompts, height=height, width=width)
     x = _first_state(backbone, first, noise, pixels)
     if table is None:
-        result = adaptive.run(network, x, guidance=guidance, begin=first)  # type: ignore[union-attr]
+        result = adaptive.run(network, x, guidance=policy, begin=first)  # type: ignore[union-attr]
     else:
-        result = solve(table, network, x, guidance=guidance, tape=NoiseTape(seeds), on_tick=on_tick, graph=graph)
+        result = solve(table, network, x, guidance=policy, tape=NoiseTape(seeds), on_tick=on_tick, graph=graph)
     return Sampled(backbone.decode(result.x), result.report, table)
+
+
+def here_of(backbone: Backbone, table: Table | None, negative: bool) -> MadeFor:
+    """What a run is, for the check of a saved policy.       negative: whether negative prompts were given."""
+    others = {
+        "weights": of_pipeline(getattr(backbone, "pipe", None)),
+        "prediction": backbone.parametrisation.name,
+        "negative": GIVEN if negative else EMPTY,
+    }
+    return MadeFor(**others) if table is None else MadeFor.of_table(table, **others)
 
 
 def _per_image(

@@ -117,7 +117,7 @@ def grid_of(value: str | Mapping[str, Any]) -> Grid:
         name = resolve_grid(name).grid
         types = get_type_hints(GRIDS[name])
         known = {parameter: types[parameter] for parameter in _parameters(GRIDS[name], skip=2)}
-        parameters = _parse_all(options, known, f"grid {name}")
+        parameters = parse_all(options, known, f"grid {name}")
     elif isinstance(value, Mapping):
         name, parameters = _split(value, "grid")
         name = resolve_grid(name).grid
@@ -148,10 +148,14 @@ def _with(solver: Any, parameters: Mapping[str, Any], what: str) -> Solver:
 def _with_texts(solver: Any, options: str, what: str) -> Any:
     types = get_type_hints(type(solver))
     known = {field.name: types[field.name] for field in fields(solver)}
-    return replace(solver, **_parse_all(options, known, what))
+    return replace(solver, **parse_all(options, known, what))
 
 
-def _parse_all(options: str, types: Mapping[str, Any], what: str) -> dict[str, Any]:
+def parse_all(options: str, types: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The values that "key=value,..." writes, of the types that `types` gives for the keys.
+
+    what: what has them, for the ConfigErrors of an unknown key and of a value of another type.
+    """
     texts = parse_options(options) if options.strip() else {}
     _check_names(list(types), texts, what)
     return {key: _parse(text, types[key], f"{key} of {what}") for key, text in texts.items()}
