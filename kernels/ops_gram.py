@@ -31,8 +31,8 @@ def gram(registers: Sequence[Tensor], basis: Sequence[Sequence[float]] | None = 
 
     G is exactly symmetric. A zero coefficient is no term: a register that no row reads may hold NaN, and NaN stays in
     its image and in the rows that read it. Gradients flow to the registers that are read.
-    Errors: ConfigError for registers or a basis that do not fit together; on the Triton path, where a call is one
-    launch (a register that is not contiguous is copied first), for more than 6 registers read or 6 rows.
+    Errors: ConfigError for registers or a basis that do not fit together. On the Triton path up to 6 registers and 6
+    rows are one launch; more are split (see split_gram), and a register that is not contiguous is copied first.
     """
     rows = _identity(len(registers)) if basis is None else tuple(tuple(map(float, row)) for row in basis)
     _check(registers, rows)
@@ -41,10 +41,9 @@ def gram(registers: Sequence[Tensor], basis: Sequence[Sequence[float]] | None = 
     if not choice.use_triton(registers[0]):
         return reference_gram.gram(registers, rows, ones)
     if len(registers) > MAX_REGISTERS or len(rows) > MAX_VECTORS:
-        raise ConfigError(
-            f"gram of {len(registers)} registers and {len(rows)} rows: one launch takes at most {MAX_REGISTERS} and "
-            f"{MAX_VECTORS}; ask for fewer rows at a time, or set {choice.VARIABLE}=torch"
-        )
+        from . import split_gram
+
+        return split_gram.gram(registers, rows, ones)
     registers = [r if r.is_contiguous() else r.contiguous() for r in registers]
     if wants_dispatcher(registers):
         from . import library_gram  # noqa: F401  defines the operator
