@@ -71,8 +71,8 @@ class Attached:
         self._running, self.report = True, None
         count = pipe.__dict__.pop("_num_timesteps", None)  # so that it is this call's, if it is there
         try:
-            with import_module(f".{TAKE_OVER[self.layout.kind]}", __package__).taken_over(session):
-                return call(pipe, *args, **kwargs)
+            with import_module(f".{TAKE_OVER[self.layout.kind]}", __package__).taken_over(session) as keywords:
+                return call(pipe, *args, **kwargs, **(keywords or {}))
         finally:
             self._running, self.report = False, session.report
             if count is not None:

@@ -6,7 +6,7 @@ A pipeline that is not here is refused, never guessed. Nothing here imports diff
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import IncompatibleError
@@ -18,7 +18,9 @@ TAKE_OVER: dict[str, str] = {
     "separate": "attach_separate",
     "guider": "guider",
 }
-"""Kind -> the module of this package whose `taken_over(session)` is entered for every call of such a pipeline."""
+"""Kind -> the module of this package whose `taken_over(session)` is entered for every call of such a pipeline.
+
+It may give further keywords for the call."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Layout:
     scale: the keyword of the call that holds w.
     is_on: whether a call has guidance: "property" (do_classifier_free_guidance), or "argument": `scale` is above 1.
     more: a keyword that marks a further pass of its own, which no policy decides on.
+    guiders: the attributes that hold guiders.
+    negated: whether the pipeline turns the network's output around before the scheduler gets it.
     """
 
     kind: Kind
@@ -40,6 +44,8 @@ class Layout:
     scale: str = "guidance_scale"
     is_on: Literal["property", "argument"] = "property"
     more: str | None = None
+    guiders: tuple[str, ...] = ()
+    negated: bool = False
 
 
 # --- one forward for all branches -----------------------------------------------------------------------------------
@@ -72,9 +78,23 @@ BATCHED: dict[str, Layout] = {
 
 # --- a forward for each branch, and guiders --------------------------------------------------------------------------
 
-SEPARATE: dict[str, Layout] = {}
+_TWO = Layout("separate", order=("cond", "uncond"))
+_TRUE_CFG = Layout("separate", order=("cond", "uncond"), scale="true_cfg_scale")
 
-GUIDERS: dict[str, Layout] = {}
+SEPARATE: dict[str, Layout] = {
+    "FluxPipeline": _TRUE_CFG,
+    "QwenImagePipeline": _TRUE_CFG,
+    "ChromaPipeline": _TWO,
+    "CogView4Pipeline": _TWO,
+    "Lumina2Pipeline": replace(_TWO, negated=True),
+    "WanPipeline": replace(_TWO, denoisers=("transformer", "transformer_2")),
+}
+
+GUIDERS: dict[str, Layout] = {
+    "HunyuanVideo15Pipeline": Layout("guider", guiders=("guider",)),
+    "StableDiffusionXLModularPipeline": Layout("guider", denoisers=("unet",), guiders=("guider",)),
+    "WanModularPipeline": Layout("guider", guiders=("guider",)),
+}
 
 LAYOUTS: dict[str, Layout] = {**BATCHED, **SEPARATE, **GUIDERS}
 
@@ -128,6 +148,7 @@ class Signature:
 
 _ADDED = {"added_cond_kwargs": ("text_embeds", "time_ids", "image_embeds", "resolution", "aspect_ratio")}
 _TEXT = ("encoder_hidden_states", "encoder_attention_mask")
+_IDS = ("txt_ids", "img_ids")
 _CONTROL = ("encoder_hidden_states", "controlnet_cond", "class_labels", "timestep_cond", "attention_mask")
 
 SIGNATURES: dict[str, Signature] = {
@@ -148,6 +169,20 @@ SIGNATURES: dict[str, Signature] = {
         "hidden_states", 2, ("encoder_hidden_states",), whole=("image_rotary_emb",)
     ),
     "MochiTransformer3DModel": Signature("hidden_states", 1, _TEXT),
+    "FluxTransformer2DModel": Signature(
+        "hidden_states", 2, ("encoder_hidden_states", "pooled_projections", "guidance"), whole=_IDS
+    ),
+    "ChromaTransformer2DModel": Signature(
+        "hidden_states", 2, ("encoder_hidden_states", "attention_mask"), whole=_IDS
+    ),
+    "QwenImageTransformer2DModel": Signature(
+        "hidden_states", 2, ("encoder_hidden_states", "encoder_hidden_states_mask", "guidance")
+    ),
+    "CogView4Transformer2DModel": Signature(
+        "hidden_states", 1, ("encoder_hidden_states", "original_size", "target_size", "crop_coords")
+    ),
+    "Lumina2Transformer2DModel": Signature("hidden_states", 1, _TEXT),
+    "WanTransformer3DModel": Signature("hidden_states", 1, ("encoder_hidden_states", "encoder_hidden_states_image")),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from ..samplers.guided import Asked, Guided, mixed
 from ..samplers.levels import Level
 from ..samplers.policy import Images, Line, Policy, Run
 from ..samplers.report import Report, TickRecord
+from ..samplers.scheduler_schedules import negated
 from .attach_layouts import Layout
 from .attach_levels import Ticks, ticks_of
 
@@ -149,13 +150,16 @@ class Session:
                 self.pipe.scheduler.forget(restarted, self._guided.run.batch)
         return self._asked
 
-    def observed(self, x: Tensor, tensors: Sequence[Tensor]) -> Line:
-        """Ends the tick. x: what the network was fed; tensors: one (B, ...) of x's shape per branch asked for."""
+    def observed(self, x: Tensor, tensors: Sequence[Tensor], evaluated: Asked | None = None) -> Line:
+        """Ends the tick. x: what the network was fed; tensors: one (B, ...) of x's shape per branch asked for.
+
+        evaluated: what was, where that is more than what was asked for.
+        """
         assert self._guided is not None and self._asked is not None and self._ticks is not None
         if self._ticks.input_scales is not None:
             x = x.float() / self._ticks.input_scales[self.tick]
         line = self._guided.observed(self.tick, x, tensors)
-        self._record(self._asked)
+        self._record(self._asked if evaluated is None else evaluated)
         self._asked = None
         return line
 
@@ -164,6 +168,12 @@ class Session:
         assert self._guided is not None
         tensors, weights = self._guided.tensors_of(line)
         return mixed(dict(zip(line, weights, strict=True)), dict(zip(line, tensors, strict=True)))
+
+    def forget_predictions(self) -> tuple[str, ...]:
+        """Drops what the policy remembers: another denoiser goes on. Returns the names."""
+        assert self._guided is not None
+        names, self._guided.recalled = tuple(self._guided.recalled), {}
+        return names
 
     def unguided(self, batch: int, timestep: Any) -> None:
         """A tick at which the pipeline itself evaluates the conditional prediction alone."""
@@ -189,7 +199,8 @@ class Session:
             return
         ticks = self._ticks = ticks_of(self.pipe, timestep)
         if guided:
-            run = Run(batch, ticks.nodes, ticks.step, ticks.stage, ticks.parametrisation, caller_scales=True)
+            kind = negated(ticks.parametrisation) if self.layout.negated else ticks.parametrisation
+            run = Run(batch, ticks.nodes, ticks.step, ticks.stage, kind, caller_scales=True)
             self._guided = Guided(self.policy, run)
         self.report = AttachReport(batch, guided=self._guided)
 

@@ -1,4 +1,5 @@
-"""Tiny transformer pipelines for images with random weights: SD3, Flux, PixArt-Sigma, Sana, QwenImage, CogView4.
+"""Tiny transformer pipelines for images with random weights: SD3, Flux, PixArt-Sigma, Sana, QwenImage, CogView4,
+Lumina 2, Chroma.
 
 Without text encoders and autoencoders: calls get embeddings and return latents. Each builder gives fresh components and
 the keywords of a call with guidance off, for `batch` images. Recipes: every size is the smallest that the layers allow.
@@ -13,11 +14,15 @@ from .tiny import tiny_ddim  # first: keeps the hub away and the progress bars q
 # isort: split
 import torch
 from diffusers import (
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     CogView4Pipeline,
     CogView4Transformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     QwenImagePipeline,
@@ -141,3 +146,31 @@ def cogview4(batch: int = 1, scheduler: Any = None) -> Tiny:
     call = {"prompt_embeds": embeds(batch, 16, 32), "guidance_scale": 1.0, "height": 64, "width": 64}
     scheduler = scheduler or flow(base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear")
     return built(CogView4Pipeline, denoiser, scheduler, call, text_encoder=None, tokenizer=None)
+
+
+def lumina2(batch: int = 1, scheduler: Any = None) -> Tiny:
+    """Latents (B, 4, 8, 8); the network's time and velocity run backwards, the pipeline turns both around."""
+    torch.manual_seed(0)
+    denoiser = Lumina2Transformer2DModel(
+        sample_size=4, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
+        num_attention_heads=3, num_kv_heads=1, multiple_of=16, axes_dim_rope=(4, 2, 2), axes_lens=(128, 128, 128),
+        cap_feat_dim=32,
+    )  # fmt: skip
+    call = {"prompt_embeds": embeds(batch, 6, 32), "prompt_attention_mask": ones(batch, 6), "guidance_scale": 1.0,
+            "height": 64, "width": 64}  # fmt: skip
+    scheduler = scheduler or flow(shift=6.0)
+    return built(Lumina2Pipeline, denoiser, scheduler, call, text_encoder=None, tokenizer=None)
+
+
+def chroma(batch: int = 1, scheduler: Any = None) -> Tiny:
+    """Packed latents (B, 16, 16)."""
+    torch.manual_seed(0)
+    denoiser = ChromaTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 4, 8), approximator_num_channels=8, approximator_hidden_dim=32,
+        approximator_layers=1,
+    )  # fmt: skip
+    call = {"prompt_embeds": embeds(batch, 12, 32), "prompt_attention_mask": ones(batch, 12).bool(),
+            "guidance_scale": 1.0, "height": 64, "width": 64}  # fmt: skip
+    scheduler = scheduler or flow(use_dynamic_shifting=True)
+    return built(ChromaPipeline, denoiser, scheduler, call, text_encoder=None, tokenizer=None)

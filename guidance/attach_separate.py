@@ -1,0 +1,165 @@
+"""Guidance on pipelines that call the denoiser twice a tick, for cond and then for uncond.
+
+The first call of a tick is left alone. The second is made for the images that the policy still guides, or not at all,
+and the pipeline gets back u^: it forms u^ + w (c - u^), which is c to the bit where u^ = c. (QwenImage and Lumina 2
+then rescale by the norm of c, which changes c by its rounding.)
+
+Which call is which is told by the name that the pipeline gives its cache context, and by what the denoiser is fed: both
+calls of a tick get the same tensor. Where the two disagree the run is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial, wraps
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ConfigError, IncompatibleError
+from ..samplers.guided import Asked
+from .attach_batched import _Arguments, _like, _tensor_of, rows_of
+from .attach_modules import replaced
+from .attach_session import Session, is_number, owns_scale
+
+
+@contextmanager
+def taken_over(session: Session) -> Iterator[dict[str, Any]]:
+    """The denoisers of the session's pipeline evaluate what its policy asks for. Gives further keywords for the call:
+
+    the scale of a policy that has one. The policy's part is then u^ alone.
+    """
+    keywords = {}
+    if owns_scale(session.policy):
+        keywords = scale_keywords(session)
+        session.policy = replace(session.policy, scale=None)  # type: ignore[type-var]
+    turns = Turns(session)
+    with ExitStack() as stack:
+        for name in session.layout.denoisers:
+            module = getattr(session.pipe, name, None)
+            if module is not None:  # Wan 2.1 has no second transformer
+                stack.enter_context(named_contexts(module, turns))
+                stack.enter_context(replaced(module, partial(turns.call, _Arguments(module))))
+        yield keywords
+        turns.end_tick()
+
+
+def scale_keywords(session: Session) -> dict[str, Any]:
+    """The policy's scale as the call's. Errors: ConfigError for what the pipeline's formula cannot say."""
+    policy, name = session.policy, session.layout.scale
+    scale, what = getattr(policy, "scale", None), type(session.policy).__name__
+    if not isinstance(scale, float):
+        has = "a scale per step" if scale is not None else "its scales in its table"
+        raise ConfigError(f"{what} has {has}, and {type(session.pipe).__name__} multiplies by one scale, {name}: give "
+                          "the policy one number or None, or use fewstep.sample")  # fmt: skip
+    if getattr(policy, "rescale", 0.0):
+        raise ConfigError(f"{what}(rescale=...) cannot rescale in {type(session.pipe).__name__}, which combines the "
+                          "predictions itself: leave rescale out, or use fewstep.sample")  # fmt: skip
+    if scale < 1.0:
+        raise ConfigError(f"{what} has the scale {scale:g}, and {type(session.pipe).__name__} does not guide below 1: "
+                          "use fewstep.sample")  # fmt: skip
+    second = session.given.get(f"{name}_2")
+    if second is not None and second != scale:
+        raise ConfigError(f"{name}_2={second:g} was given, and {what} has scale {scale!r}: use scale=None")
+    return {} if name in session.given else {name: scale}
+
+
+@contextmanager
+def named_contexts(module: Any, turns: Turns) -> Iterator[None]:
+    """Within, `turns.name` is the name of the cache context that the pipeline calls the module in."""
+    module = getattr(module, "_orig_mod", module)
+    before = getattr(module, "cache_context", None)
+    if before is None:
+        yield
+        return
+
+    @wraps(before)
+    @contextmanager
+    def ours(name: str, **place: Any) -> Iterator[None]:
+        turns.name = name
+        try:
+            with before(name, **place):
+                yield
+        finally:
+            turns.name = None
+
+    module.cache_context = ours
+    try:
+        yield
+    finally:
+        del module.cache_context
+
+
+class Turns:
+    """The calls of one run, in turn.       name: of the cache context that the pipeline is in."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.name: str | None = None
+        self._fed: Any = None  # what the first call of the tick got and gave; None between ticks
+        self._out: Any = None
+        self._time: Any = None
+        self._denoiser: _Arguments | None = None
+        self._lost: tuple[str, ...] = ()
+
+    def call(self, known: _Arguments, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        named = known.named(args, kwargs)
+        sample = named[known.signature.sample]
+        second = self._fed is not None and sample is self._fed
+        if self.name is not None and self.name != self.session.layout.order[second]:
+            raise IncompatibleError(f"{type(self.session.pipe).__name__} called its denoiser for {self.name!r} where "
+                                    f"{self.session.layout.order[second]!r} was due: this is not the layout that is "
+                                    "known; use fewstep.sample, or attach(pipe, solver=...) alone")  # fmt: skip
+        if second:
+            return self._second(known, forward, args, kwargs, sample)
+        self.end_tick()
+        self._out = forward(*args, **kwargs)
+        self._fed, self._time = sample, named[known.signature.time]
+        return self._out
+
+    def end_tick(self) -> None:
+        """A tick without a second call: the pipeline does not guide there."""
+        if self._fed is not None:
+            self.session.unguided(self._fed.shape[0], self._time)
+            self._fed = self._out = None
+
+    def _second(self, known: _Arguments, forward: Callable, args: tuple, kwargs: dict, sample: Tensor) -> Any:
+        session, batch = self.session, sample.shape[0]
+        cond = _tensor_of(self._out)
+        asked = session.asked(batch, self._time)
+        if self._denoiser not in (None, known):  # Wan 2.2: decisions stay, predictions of the other denoiser do not
+            self._lost = session.forget_predictions()
+        self._denoiser = known
+        images = dict(zip(asked.branches, asked.images, strict=True)).get("uncond", ())
+        found, out, rows, evaluated = {"cond": cond}, self._out, None, Asked(("cond",), (None,))
+        if images is None or images:
+            evaluated = Asked(("cond", "uncond"), (None, images))
+            rows = rows_of(asked, ("uncond",), batch, sample.device)
+            if rows is not None:
+                args, kwargs = known.taken(rows, args, kwargs)
+            out = forward(*args, **kwargs)
+            found["uncond"] = _tensor_of(out) if rows is None else rows.put(_tensor_of(out))
+        self._fed = self._out = None
+        try:
+            line = session.observed(latents(sample, cond), [found[b] for b in asked.branches], evaluated)
+            if is_number(line, "cond"):
+                return _like(out, cond)
+            if rows is None and is_number(line, "uncond"):
+                return out
+            return _like(out, session.prediction(line).to(cond.dtype))
+        except KeyError as error:
+            if error.args[0] not in self._lost:
+                raise
+            raise IncompatibleError(f"{type(session.policy).__name__} needs a prediction that another denoiser made "
+                                    "before the pipeline went on with this one: use a policy that remembers none, or "
+                                    "guide beyond that point") from error  # fmt: skip
+
+
+def latents(sample: Tensor, out: Tensor) -> Tensor:
+    """What is denoised: the denoiser's input, which has its output's shape."""
+    if sample.shape != out.shape:
+        raise IncompatibleError(f"the denoiser got {tuple(sample.shape)} and returned {tuple(out.shape)}: expected "
+                                "equal shapes; guidance policies are not supported here")  # fmt: skip
+    return sample
