@@ -48,12 +48,12 @@ def whole(option: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def scale(value: float | None) -> float | None:
+def scale(value: float | None, what: str = "--guidance-scale") -> float | None:
     """From 1 on. Below, diffusers' pipelines turn guidance off and keep the prompt; the formula would turn it against
     the prompt (0: the prompt has no part in it), and hardly anybody who types such a number wants that."""
     if value is not None and not (math.isfinite(value) and 1.0 <= value <= 1000.0):
-        raise ConfigError(f"--guidance-scale must be a number from 1 to 1000 (1 is no guidance: the prompt alone, at "
-                          f"half the cost), got {value:g}")  # fmt: skip
+        raise ConfigError(f"{what} must be a number from 1 to 1000 (1 is no guidance: the prompt alone, at half the "
+                          f"cost), got {value:g}")  # fmt: skip
     return value
 
 

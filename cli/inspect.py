@@ -79,7 +79,7 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
         **_of_files(fields),
         "solver": f"{fields['solver']}, schedule {fields['schedule']}, {fields['steps']} steps",
         "cost": f"{fields['evaluations']} evaluations, NFE {fields['nfe']}{_budget(fields)}",
-        "scale": f"{fields['guidance_scale']:g}",
+        "scale": f"{fields['guidance_scale']:g}{_guidance(fields)}",
         "seed": str(fields["seed"]),
         "precision": f"{fields['dtype']} on {fields['device']}{', offloaded' if 'offload' in fields else ''}",
         "versions": ", ".join(f"{name} {number}" for name, number in made_with.items()),
@@ -92,6 +92,7 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
     missing = [f"the local {model['kind']} {model['name']}"] if model["kind"] in ("folder", "file") else []
     missing += [f"the LoRA {lora['name']}" for lora in fields.get("loras", ())]
     missing += [f"the table {fields['table']['name']}"] if "table" in fields else []
+    missing += [f"the policy {fields['guidance']['name']}"] if "digest" in fields.get("guidance", {}) else []
     missing += [f"the picture {record.image_name(fields)}"] if "init_image" in fields else []
     if missing:
         lines["note"] = f"put the path of {', of '.join(missing)} into the command"
@@ -113,6 +114,14 @@ def _of_files(fields: dict[str, Any]) -> dict[str, str]:
     if "table" in fields:
         lines["table"] = f"{fields['table']['name']} ({fields['table']['digest']})"
     return lines
+
+
+def _guidance(fields: dict[str, Any]) -> str:
+    """The policy, and the digest of its file if it came from one."""
+    if "guidance" not in fields:
+        return ""
+    digest = fields["guidance"].get("digest")
+    return f", guidance {fields['guidance']['name']}" + ("" if digest is None else f" ({digest})")
 
 
 def _budget(fields: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .console import Console
+from .guidance_ref import check_loaded, nothing_to_save
 from .model_ref import ModelRef
 from .plan import broken, budget_line, check_device_of, evaluations_of, is_table, plan
 from .settings import Settings
@@ -16,7 +17,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..samplers import AdaptiveDPM, Table
+    from ..samplers import AdaptiveDPM, Policy, Table
     from ..samplers.backbones import Backbone
 
 
@@ -25,6 +26,7 @@ class Model:
     """A loaded model and what it makes of the settings.
 
     plan: the table, or a solver that makes none.       steps: of the grid, which a solver may join to longer ones.
+    policy: of guidance, with its scale; None for plain CFG.
     pixels: (1, 3, height, width) of the picture to start from, if the run begins with one.
     """
 
@@ -34,6 +36,7 @@ class Model:
     height: int
     width: int
     scale: float
+    policy: Policy | None
     pixels: Tensor | None
     commit: str | None
 
@@ -46,7 +49,8 @@ def load(settings: Settings, console: Console) -> Model:
     console.note(f"loading {ref.name} ...{hub}")
     from ..samplers.backbones import load_backbone
 
-    device, how, steps = planned = plan(settings)
+    planned = plan(settings)
+    device, how, guiding = planned.device, planned.how, planned.guiding
     if settings.nfe is not None:
         console.note(budget_line(settings, planned))
     console.hush_loaded()
@@ -62,15 +66,21 @@ def load(settings: Settings, console: Console) -> Model:
         )
         height, width = _size(settings, backbone, console)
         pixels = _pixels(settings, height, width)
-    scale = settings.guidance_scale
+    scale = settings.guidance_scale if guiding is None else guiding.scale
     if scale is None:
         scale = ref.default_scale if ref.default_scale is not None else backbone.default_guidance_scale
+    if guiding is not None:
+        guiding = guiding.with_scale(float(scale))
+        check_loaded(settings, guiding, backbone)
+    if (note := nothing_to_save(settings, scale)) is not None:
+        console.note(note)
     _warn_of_long_prompts(settings, backbone, console)
     console.detail(
         f"{backbone.family} on {backbone.device}, {settings.dtype}, {width}x{height}, guidance scale {scale:g}, "
         + (f"{evaluations_of(how)} evaluations a picture: {how.solver}" if is_table(how) else repr(how))
     )
-    return Model(backbone, how, steps, height, width, float(scale), pixels, _commit(ref))
+    policy = None if guiding is None else guiding.policy
+    return Model(backbone, how, planned.steps, height, width, float(scale), policy, pixels, _commit(ref))
 
 
 def _size(settings: Settings, backbone: Backbone, console: Console) -> tuple[int, int]:

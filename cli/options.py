@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..guidance.named import NAMES
 from ..models import EMBEDDED
 from ..names import ADAPTIVE_NAMES, DEFAULT_GRID, DEFAULT_SOLVER, GRID_NAMES, LAMBDA_GRID, SOLVER_NAMES
 from .checks import DTYPES, FORMATS, OFFLOADS
@@ -143,6 +144,14 @@ _scale = _option(
     parser=_real,
     help="How closely to follow the prompt; from 1, which is no guidance, at half the cost. Default: the model's own.",
 )
+_guidance = _option(
+    _HOW,
+    "--guidance",
+    metavar="FILE|NAME[:KEY=VALUE,...]",
+    among=tuple(NAMES),
+    help=f"Which network evaluations guidance makes: {', '.join(NAMES)}, or a file of fewstep calibrate. "
+    "[default: cfg, two for each of the solver's]",
+)
 _batch_size = _option(
     _HOW,
     "--batch-size",
@@ -224,6 +233,7 @@ Offload = Annotated[str | None, _offload]
 Save = Annotated[str | None, _save]
 Config = Annotated[list[str] | None, _config]
 Scale = Annotated[float | None, _scale]
+Guidance = Annotated[str | None, _guidance]
 BatchSize = Annotated[int, _batch_size]
 Model = Annotated[str, _model]
 Variant = Annotated[str | None, _variant]

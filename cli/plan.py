@@ -12,15 +12,17 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from ..samplers import AdaptiveDPM, NoiseSchedule, Table
+    from .guidance_ref import Guiding
     from .table_ref import TableRef
 
 
 class Plan(NamedTuple):
-    """What will run, and where.       steps: None for a solver that chooses them."""
+    """What will run, and where.       steps: None for a solver that chooses them.       guiding: None for plain CFG."""
 
     device: str
     how: Table | AdaptiveDPM
     steps: int | None
+    guiding: Guiding | None = None
 
 
 def is_table(how: Table | AdaptiveDPM) -> TypeGuard[Table]:
@@ -37,17 +39,25 @@ def evaluations_of(how: Table | AdaptiveDPM) -> int | None:
 def plan(settings: Settings) -> Plan:
     """Every check that needs torch, or a hub's scheduler config, but no weights."""
     from ..samplers.backbones import check_model
+    from .guidance_ref import guiding
 
     device = check_device_of(settings)
     check_model(settings.model.location)
+    how, steps = _how(settings)
+    found = None if settings.guidance is None else guiding(settings, how, schedule_of(settings.model)[1])
+    return Plan(device, how, steps, found)
+
+
+def _how(settings: Settings) -> tuple[Table | AdaptiveDPM, int | None]:
+    """What will run, and its steps."""
     if settings.table is not None:
         table = saved_table(settings.model, settings.table, from_noise=settings.init_image is None)
-        return Plan(device, table, settings.steps)
+        return table, settings.steps
     if settings.schedule == "adaptive":
-        return Plan(device, _adaptive(settings), None)
+        return _adaptive(settings), None
     steps = settings.steps if settings.nfe is None else _steps_for(settings)
     table = trace_of(settings.model, settings.solver, settings.schedule, steps, strength=settings.share)
-    return Plan(device, table, steps)
+    return table, steps
 
 
 def check_device_of(settings: Settings) -> str:
@@ -98,7 +108,9 @@ def budget_line(settings: Settings, plan: Plan) -> str:
     """What a budget was found to pay for."""
     cost = (evaluations_of(plan.how) or 0) * settings.branches
     steps = counted(plan.steps or 0, "step")
-    return f"--nfe {settings.nfe}: {steps} of {settings.solver}, which cost{'s' * (plan.steps == 1)} {cost} a picture"
+    most = "" if settings.guidance is None else "at most "
+    verb = f"cost{'s' * (plan.steps == 1)}"
+    return f"--nfe {settings.nfe}: {steps} of {settings.solver}, which {verb} {most}{cost} a picture"
 
 
 def counted(count: int, what: str) -> str:

@@ -89,6 +89,7 @@ def parameters(fields: dict[str, Any]) -> str:
         "Sampler": sampler_name(fields["solver"]),
         "Schedule type": fields["schedule"].capitalize(),
         "CFG scale": f"{fields['guidance_scale']:g}",
+        **({"Guidance": fields["guidance"]["name"]} if "guidance" in fields else {}),
         "Seed": fields["seed"],
         "Size": f"{fields['width']}x{fields['height']}",
         **({"Denoising strength": f"{fields['strength']:g}"} if "strength" in fields else {}),
@@ -128,7 +129,9 @@ def command(fields: dict[str, Any]) -> list[str]:
     if "init_image" in fields:
         arguments += ["--init-image", image_name(fields)]
         arguments += _pair("--strength", repr(fields["strength"]) if "strength" in fields else None)
-    arguments += ["--guidance-scale", repr(fields["guidance_scale"]), "--seed", str(seed)]
+    arguments += ["--guidance-scale", repr(fields["guidance_scale"])]
+    arguments += _pair("--guidance", fields["guidance"]["name"] if "guidance" in fields else None)
+    arguments += ["--seed", str(seed)]
     arguments += ["--height", str(fields["height"]), "--width", str(fields["width"])]
     arguments += ["--dtype", fields["dtype"], "--device", fields["device"], "--batch-size", str(size)]
     arguments += _pair("--offload", fields.get("offload"))

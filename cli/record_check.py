@@ -96,6 +96,11 @@ def _is_lora(value: Any) -> bool:
     return isinstance(weight, int | float) and not isinstance(weight, bool) and abs(weight) <= 100
 
 
+def _is_policy(value: object) -> bool:
+    """A policy by name, or a file of one."""
+    return isinstance(value, dict) and _is_file({"digest": "0" * 16, **value}, "digest", "name")
+
+
 def _is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
     """Whether JSON can say it again: no 1e999, no half of a surrogate pair, no tower of brackets."""
     if isinstance(value, dict):
@@ -134,4 +139,5 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "strength": lambda value: _is_scale(value) and 0 < value <= 1,
     "loras": lambda value: isinstance(value, list) and 0 < len(value) <= 16 and all(map(_is_lora, value)),
     "offload": lambda value: value in checks.OFFLOADS,
+    "guidance": _is_policy,
 }

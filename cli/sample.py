@@ -43,6 +43,7 @@ def sample(
     nfe: options.Nfe = None,
     table: options.Table = None,
     guidance_scale: options.Scale = None,
+    guidance: options.Guidance = None,
     batch_size: options.BatchSize = 1,
     config: options.Config = None,
     model: options.Model = "tiny-sd",
@@ -62,6 +63,7 @@ def sample(
     debug: options.Debug = False,
 ) -> int:
     """Make pictures from prompts."""
+    from .guidance_ref import find_guidance
     from .how import choose
     from .init_image import find_image
     from .lora_ref import find_loras
@@ -75,6 +77,7 @@ def sample(
         find_model(model, variant, revision), prompts, negative_prompt, how.solver, how.schedule,
         how.steps, guidance_scale, seed, num_images, batch_size, height, width, dtype, device, not no_metadata,
         how.nfe, how.table, None if init_image is None else find_image(init_image), strength, find_loras(lora), offload,
+        find_guidance(guidance),
     ).check()  # fmt: skip
     target = find_target(output, settings, grid)
     console = Console(quiet, verbose)
@@ -121,10 +124,12 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
 
 def _described(settings: Settings, planned: Plan, digest: str | None, kept: int) -> dict[str, str]:
     """What a run would do, in words."""
+    from .guidance_ref import described, nothing_to_save
     from .plan import budget_line, counted, is_table
 
     how = planned.how
-    scale = settings.guidance_scale if settings.guidance_scale is not None else settings.model.default_scale
+    scale = settings.guidance_scale if planned.guiding is None else planned.guiding.scale
+    scale = settings.model.default_scale if scale is None else scale
     offload = "" if settings.offload is None else ", offloaded"
     lines = {"model": f"{settings.model.name} ({settings.model.kind}), {settings.dtype} on {planned.device}{offload}"}
     for lora in settings.loras:
@@ -136,6 +141,10 @@ def _described(settings: Settings, planned: Plan, digest: str | None, kept: int)
         f"{settings.solver}, schedule {settings.schedule}, {cost}, "
         f"guidance scale {'default' if scale is None else f'{scale:g}'}"
     )
+    if planned.guiding is not None:
+        lines["guidance"] = described(planned.guiding.policy)
+    if (note := nothing_to_save(settings, scale)) is not None:
+        lines["note"] = note
     if settings.nfe is not None:
         lines["budget"] = budget_line(settings, planned)
     if digest is not None:

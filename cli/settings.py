@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..names import DEFAULT_GRID, DEFAULT_SOLVER
 from . import checks
+from .guidance_ref import GuidanceRef, check_scales
 from .init_image import InitImage
 from .lora_ref import LoraRef
 from .model_ref import ModelRef, check_size, default_size, least_side, size_multiple
@@ -56,10 +57,12 @@ class Settings:
     strength: float | None = None
     loras: tuple[LoraRef, ...] = ()
     offload: str | None = None
+    guidance: GuidanceRef | None = None
 
     def check(self) -> Settings:
         """Itself, or ConfigError."""
         checks.scale(self.guidance_scale)
+        check_scales(self.guidance, self.guidance_scale)
         self._check_strength()
         checks.whole("--num-images", self.num_images, 1, checks.MAX_IMAGES)
         checks.whole("--batch-size", self.batch_size, 1, checks.MAX_BATCH)
@@ -143,7 +146,8 @@ class Settings:
     @property
     def branches(self) -> int:
         """Network rows that an evaluation takes for each picture, as far as is known before the model is."""
-        scale = self.model.default_scale if self.guidance_scale is None else self.guidance_scale
+        own = None if self.guidance is None else self.guidance.scale
+        scale = next((s for s in (self.guidance_scale, own, self.model.default_scale) if s is not None), None)
         return 1 if scale in (0.0, 1.0) else 2
 
     @property
@@ -176,6 +180,7 @@ class Settings:
             "strength": self.share if self.init_image and not self.table else None,
             "loras": [lora.identity() for lora in self.loras] or None,
             "offload": self.offload,
+            "guidance": self.guidance and self.guidance.identity(),
         }
         return {key: value for key, value in found.items() if value is not None}
 
@@ -202,4 +207,5 @@ class Settings:
         return fields | {key: value for key, value in known.items() if value is not None}
 
 
-_APART = ("model", "nfe", "table", "init_image", "strength", "loras", "offload")  # what `extras` says, and the model
+# What `extras` says, and the model.
+_APART = ("model", "nfe", "table", "init_image", "strength", "loras", "offload", "guidance")

@@ -196,10 +196,7 @@ def test_ambiguous_names_are_refused(cli, option):
         assert code == 2 and "--solver" in err and "--schedule" in err and len(err.splitlines()) == 1
 
 
-NOT_YET = ("--guidance",)
-
-
-@pytest.mark.parametrize("option", [*NOT_YET, "--stpes"])
+@pytest.mark.parametrize("option", ["--guide", "--stpes"])
 def test_unknown_options_are_refused(cli, option):
     code, out, err = cli("sample", "x", option, "1")
     assert (code, out) == (2, "") and f"there is no option {option}" in err

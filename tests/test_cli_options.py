@@ -165,7 +165,7 @@ def test_the_command_line_has_the_last_word(cli, model):
 BAD_CONFIGS = {
     "stpes = 3": "there is no option 'stpes'; did you mean steps?",
     "nonsense = 3": "there are batch-size, device",
-    "guidance = 3": "there is no option 'guidance'; did you mean guidance-scale?",
+    "guidance = 3": "unknown guidance '3': there are cfg, adaptive, interval, delta-reuse",
     "config = 'c.toml'": "config can only be given on the command line",
     "debug = true": "debug can only be given on the command line",
     "steps = 2.5": "--steps: expected a whole number, got '2.5' (from --config)",
