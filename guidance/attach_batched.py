@@ -25,10 +25,14 @@ from .attach_layouts import Signature, signature_of
 from .attach_modules import replaced
 from .attach_session import Session, is_number, owns_scale
 
+MIXING_PROCESSORS = ("PAG", "CrossFrame")
+"""Parts of the names of attention processors of diffusers that cut the batch into branches or frames."""
+
 
 @contextmanager
 def taken_over(session: Session) -> Iterator[None]:
     """The denoiser and ControlNet of the session's pipeline evaluate what its policy asks for."""
+    check_rows_are_independent(session)
     hooks = ((session.layout.controls, _control), (session.layout.denoisers, _denoise))
     with ExitStack() as stack:
         for names, hook in hooks:
@@ -37,6 +41,20 @@ def taken_over(session: Session) -> Iterator[None]:
                 call = partial(hook, session, _Arguments(module))
                 stack.enter_context(replaced(module, call))
         yield
+
+
+def check_rows_are_independent(session: Session) -> None:
+    """IncompatibleError for denoisers that keep or mix what they know of the rows of a batch."""
+    for name in session.layout.denoisers:
+        module = getattr(session.pipe, name)
+        if getattr(module, "is_cache_enabled", False):
+            raise IncompatibleError(f"a cache is enabled on {name}, which keeps something of every row, and "
+                                    f"a policy leaves rows out: pipe.{name}.disable_cache(), or detach()")  # fmt: skip
+        kinds = {type(processor).__name__ for processor in getattr(module, "attn_processors", {}).values()}
+        mixing = sorted(kind for kind in kinds if any(part in kind for part in MIXING_PROCESSORS))
+        if mixing:
+            raise IncompatibleError(f"{name} has attention processors that mix rows ({mixing[0]}), and "
+                                    f"a policy leaves rows out: pipe.{name}.set_default_attn_processor()")  # fmt: skip
 
 
 class Rows(NamedTuple):
@@ -84,6 +102,8 @@ def _denoise(session: Session, known: _Arguments, forward: Callable, args: tuple
         session.unguided(sample.shape[0], timestep)
         return forward(*args, **kwargs)
     batch = _half(session, sample)
+    if session.tick == 0:  # what cannot be cut is refused before anything is saved, not where it is
+        known.taken(Rows(slice(None), 2 * batch), args, kwargs)
     asked = session.asked(batch, timestep)
     rows = rows_of(asked, layout.order, batch, sample.device)
     if rows is not None:

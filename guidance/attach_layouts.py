@@ -33,6 +33,7 @@ class Layout:
     scale: the keyword of the call that holds w.
     is_on: whether a call has guidance: "property" (do_classifier_free_guidance), or "argument": `scale` is above 1.
     more: a keyword that marks a further pass of its own, which no policy decides on.
+    doubled: whether the scheduler steps the doubled batch.
     guiders: the attributes that hold guiders.
     negated: whether the pipeline turns the network's output around before the scheduler gets it.
     """
@@ -44,6 +45,7 @@ class Layout:
     scale: str = "guidance_scale"
     is_on: Literal["property", "argument"] = "property"
     more: str | None = None
+    doubled: bool = False
     guiders: tuple[str, ...] = ()
     negated: bool = False
 
@@ -68,12 +70,19 @@ BATCHED: dict[str, Layout] = {
     "StableDiffusionXLControlNetImg2ImgPipeline": _CONTROLLED,
     "StableDiffusionXLControlNetInpaintPipeline": _CONTROLLED,
     "StableDiffusion3Pipeline": Layout("batched", more="skip_layers"),
+    "StableDiffusion3Img2ImgPipeline": Layout("batched"),
     "PixArtAlphaPipeline": _BY_ARGUMENT,
     "PixArtSigmaPipeline": _BY_ARGUMENT,
     "SanaPipeline": Layout("batched"),
+    "AuraFlowPipeline": _BY_ARGUMENT,
+    "CogView3PlusPipeline": Layout("batched"),
+    "HunyuanDiTPipeline": Layout("batched"),
+    "DiTPipeline": Layout("batched", order=("cond", "uncond"), is_on="argument", doubled=True),
     "LTXPipeline": Layout("batched"),
     "CogVideoXPipeline": _BY_ARGUMENT,
     "MochiPipeline": Layout("batched"),
+    "LattePipeline": _BY_ARGUMENT,
+    "AllegroPipeline": _BY_ARGUMENT,
 }
 
 # --- a forward for each branch, and guiders --------------------------------------------------------------------------
@@ -93,7 +102,8 @@ SEPARATE: dict[str, Layout] = {
 GUIDERS: dict[str, Layout] = {
     "HunyuanVideo15Pipeline": Layout("guider", guiders=("guider",)),
     "StableDiffusionXLModularPipeline": Layout("guider", denoisers=("unet",), guiders=("guider",)),
-    "WanModularPipeline": Layout("guider", guiders=("guider",)),
+    "WanModularPipeline": Layout("guider", denoisers=("transformer", "transformer_2"), guiders=("guider", "guider_2")),
+    "HunyuanImagePipeline": Layout("guider", guiders=("guider", "ocr_guider")),
 }
 
 LAYOUTS: dict[str, Layout] = {**BATCHED, **SEPARATE, **GUIDERS}
@@ -164,6 +174,20 @@ SIGNATURES: dict[str, Signature] = {
     "SD3Transformer2DModel": Signature("hidden_states", 1, ("encoder_hidden_states", "pooled_projections")),
     "PixArtTransformer2DModel": Signature("hidden_states", 1, _TEXT, nested=_ADDED),
     "SanaTransformer2DModel": Signature("hidden_states", 1, _TEXT),
+    "AuraFlowTransformer2DModel": Signature("hidden_states", 1, ("encoder_hidden_states",)),
+    "CogView3PlusTransformer2DModel": Signature(
+        "hidden_states", 1, ("encoder_hidden_states", "original_size", "target_size", "crop_coords")
+    ),
+    "HunyuanDiT2DModel": Signature(
+        "hidden_states",
+        1,
+        ("encoder_hidden_states", "text_embedding_mask", "encoder_hidden_states_t5", "text_embedding_mask_t5",
+         "image_meta_size", "style"),
+        whole=("image_rotary_emb",),
+    ),
+    "DiTTransformer2DModel": Signature("hidden_states", 1, ("class_labels",)),
+    "LatteTransformer3DModel": Signature("hidden_states", 1, _TEXT),
+    "AllegroTransformer3DModel": Signature("hidden_states", 1, _TEXT, whole=("image_rotary_emb",)),
     "LTXVideoTransformer3DModel": Signature("hidden_states", 2, _TEXT),
     "CogVideoXTransformer3DModel": Signature(
         "hidden_states", 2, ("encoder_hidden_states",), whole=("image_rotary_emb",)

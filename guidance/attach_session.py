@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,7 +148,8 @@ class Session:
                                         f"{type(self.pipe).__name__} has {', '.join(self.layout.order)}")  # fmt: skip
             restarted = self.policy.restarts(self.tick, self._guided.memory)
             if restarted:
-                self.pipe.scheduler.forget(restarted, self._guided.run.batch)
+                twice = tuple(batch + k for k in restarted) if self.layout.doubled else ()
+                self.pipe.scheduler.forget((*restarted, *twice))
         return self._asked
 
     def observed(self, x: Tensor, tensors: Sequence[Tensor], evaluated: Asked | None = None) -> Line:
@@ -174,6 +176,24 @@ class Session:
         assert self._guided is not None
         names, self._guided.recalled = tuple(self._guided.recalled), {}
         return names
+
+    @contextmanager
+    def without(self, lost: Sequence[str]) -> Iterator[None]:
+        """Within, IncompatibleError where the policy needs one of these predictions, which another denoiser made."""
+        try:
+            yield
+        except KeyError as error:
+            if error.args[0] not in lost:
+                raise
+            raise IncompatibleError(f"{type(self.policy).__name__} needs a prediction that another denoiser made, "
+                                    "before the pipeline went on with this one: use a policy that remembers none, or "
+                                    "let it guide beyond that point") from error  # fmt: skip
+
+    @property
+    def batch(self) -> int:
+        """Images of the run that was begun."""
+        assert self.report is not None
+        return self.report.batch
 
     def unguided(self, batch: int, timestep: Any) -> None:
         """A tick at which the pipeline itself evaluates the conditional prediction alone."""
