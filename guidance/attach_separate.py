@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError
+from ..samplers.feeding import version_of
 from ..samplers.guided import Asked
 from .attach_batched import _Arguments, _like, _tensor_of, rows_of
 from .attach_modules import replaced
@@ -99,6 +100,7 @@ class Turns:
         self.session = session
         self.name: str | None = None
         self._fed: Any = None  # what the first call of the tick got and gave; None between ticks
+        self._version = 0
         self._out: Any = None
         self._time: Any = None
         self._denoiser: _Arguments | None = None
@@ -107,7 +109,7 @@ class Turns:
     def call(self, known: _Arguments, forward: Callable, args: tuple, kwargs: dict) -> Any:
         named = known.named(args, kwargs)
         sample = named[known.signature.sample]
-        second = self._fed is not None and sample is self._fed
+        second = sample is self._fed and version_of(sample) == self._version
         if self.name is not None and self.name != self.session.layout.order[second]:
             raise IncompatibleError(f"{type(self.session.pipe).__name__} called its denoiser for {self.name!r} where "
                                     f"{self.session.layout.order[second]!r} was due: this is not the layout that is "
@@ -116,7 +118,7 @@ class Turns:
             return self._second(known, forward, args, kwargs, sample)
         self.end_tick()
         self._out = forward(*args, **kwargs)
-        self._fed, self._time = sample, named[known.signature.time]
+        self._fed, self._version, self._time = sample, version_of(sample), named[known.signature.time]
         return self._out
 
     def end_tick(self) -> None:
@@ -142,19 +144,13 @@ class Turns:
             out = forward(*args, **kwargs)
             found["uncond"] = _tensor_of(out) if rows is None else rows.put(_tensor_of(out))
         self._fed = self._out = None
-        try:
+        with session.without(self._lost):
             line = session.observed(latents(sample, cond), [found[b] for b in asked.branches], evaluated)
             if is_number(line, "cond"):
                 return _like(out, cond)
             if rows is None and is_number(line, "uncond"):
                 return out
             return _like(out, session.prediction(line).to(cond.dtype))
-        except KeyError as error:
-            if error.args[0] not in self._lost:
-                raise
-            raise IncompatibleError(f"{type(session.policy).__name__} needs a prediction that another denoiser made "
-                                    "before the pipeline went on with this one: use a policy that remembers none, or "
-                                    "guide beyond that point") from error  # fmt: skip
 
 
 def latents(sample: Tensor, out: Tensor) -> Tensor:

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from diffusers.guiders import BaseGuidance
 from diffusers.guiders.guider_utils import GuiderOutput
 from torch import Tensor, nn
 
 from ..errors import ConfigError, IncompatibleError
-from ..samplers.guided import Asked
-from ..samplers.policy import Policy
+from ..samplers.guided import Asked, on_device
+from ..samplers.policy import Line, Policy
 from .attach_session import Session, is_number, owns_scale
 
 BRANCHES = {"cond": "pred_cond", "uncond": "pred_uncond"}
@@ -49,7 +50,17 @@ class Watch:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.x: Any = None
+        self.lost: tuple[str, ...] = ()
+        self._guider: object = None
         self._handles: dict[nn.Module, Any] = {}
+
+    def asked(self, guider: object, batch: int, timestep: Any) -> Asked:
+        """What the tick evaluates. Wan 2.2 goes on with another guider and denoiser: decisions stay, predictions not"""
+        asked = self.session.asked(batch, timestep)
+        if self._guider not in (None, guider):
+            self.lost = self.session.forget_predictions()
+        self._guider = guider
+        return asked
 
     def see(self, denoiser: nn.Module) -> None:
         if denoiser not in self._handles:
@@ -69,6 +80,7 @@ class PolicyGuider(BaseGuidance):
 
     A policy with a scale of its own gives the guided prediction itself, and then `replaced` must be plain
     classifier-free guidance without rescaling; else the formula and the scale are `replaced`'s.
+    An image for which the policy takes c alone gets c, whatever the formula makes of u^ = c.
     Errors: ConfigError where the two contradict, IncompatibleError for guiders whose formula needs other predictions.
     """
 
@@ -151,7 +163,7 @@ class PolicyGuider(BaseGuidance):
         self._asked, self._named = None, (BRANCHES["cond"],)
         if self.guides:
             batch = next(v.shape[0] for v in conditioning if isinstance(v, Tensor))
-            self._asked = self.session.asked(batch, self._timestep)
+            self._asked = self.watch.asked(self, batch, self._timestep)
             wanted = [b for b in BRANCHES if b in self._asked.branches or (b == "cond" and not self._owns)]
             self._named = tuple(BRANCHES[b] for b in wanted)
 
@@ -162,14 +174,33 @@ class PolicyGuider(BaseGuidance):
         if asked is None:
             session.unguided(like.shape[0], self._timestep)
             return like
-        evaluated = Asked(tuple(found), (None,) * len(found))
-        line = session.observed(latents(self.watch.x, like), [found[b] for b in asked.branches], evaluated)
-        if cond is not None and is_number(line, "cond"):
-            return cond
-        if self._owns:
-            return session.prediction(line).to(like.dtype)
-        u = found["uncond"] if is_number(line, "uncond") else session.prediction(line).to(like.dtype)
-        return self.replaced.forward(cond, u).pred
+        if like.shape[0] != session.batch:
+            raise IncompatibleError(f"the denoiser was given {session.batch} rows of conditioning and returned "
+                                    f"{like.shape[0]} images: guidance policies cannot follow this loop")  # fmt: skip
+        evaluated, x = Asked(tuple(found), (None,) * len(found)), latents(self.watch.x, like)
+        with session.without(self.watch.lost):
+            line = session.observed(x, [found[b] for b in asked.branches], evaluated)
+            if cond is not None and is_number(line, "cond"):
+                return cond
+            if self._owns:
+                return session.prediction(line).to(like.dtype)
+            if is_number(line, "uncond"):
+                return self.replaced.forward(cond, uncond).pred
+            u = session.prediction(line).to(like.dtype)
+        assert cond is not None
+        return torch.where(conditional(line, cond), cond, self.replaced.forward(cond, u).pred)
+
+
+def conditional(line: Line, like: Tensor) -> Tensor:
+    """(B, 1, ...) bool: the images whose line is "cond" alone, which the guider's formula may not touch.
+
+    With u^ = c a formula with momentum would go on with earlier differences.
+    """
+    rest = [on_device(w, like.device) for name, w in line.items() if name != "cond"]
+    none = torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
+    for w in rest:
+        none = none & (w == 0.0)
+    return none.view(-1, *(1,) * (like.ndim - 1))
 
 
 def latents(fed: Any, like: Tensor) -> Tensor:
