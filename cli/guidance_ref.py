@@ -61,7 +61,7 @@ def find_guidance(text: str | None) -> GuidanceRef | None:
     if text is None:
         return None
     if named.is_file(text):
-        return _find_file(text)
+        return find_file(text)
     try:
         name = named.canonical(text)
         options = name.partition(":")[2]
@@ -76,7 +76,8 @@ def find_guidance(text: str | None) -> GuidanceRef | None:
     return GuidanceRef(name, scale=number)
 
 
-def _find_file(location: str) -> GuidanceRef:
+def find_file(location: str) -> GuidanceRef:
+    """The policy file at `location`; errors as in `find_guidance`."""
     path = Path(location)
     try:
         if not path.is_file():

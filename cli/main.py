@@ -10,17 +10,19 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, FewstepError, IncompatibleError
-from . import inspect, sample, table
+from . import calibrate, inspect, sample, table
 from .config import ConfiguredCommand
 from .console import complain, emit, explain_os_error, printable, silence_stdout
 from .help import SectionedCommand, usage_line
 
+COMMANDS = ("sample", "table", "calibrate", "inspect")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _EXAMPLES = """\b
 Try:
   fewstep sample "a red circle above a blue square"
   fewstep table --solver unipc-3 --steps 8
+  fewstep calibrate --target-nfe 15 -o policy.safetensors
   fewstep inspect outputs/*.png
 
 \b
@@ -56,6 +58,7 @@ def _root(
 
 app.command("sample", cls=ConfiguredCommand, epilog=sample.EXAMPLES)(sample.sample)
 app.command("table", cls=SectionedCommand, epilog=table.EXAMPLES)(table.table)
+app.command("calibrate", cls=SectionedCommand, epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command("inspect", cls=SectionedCommand, epilog=inspect.EXAMPLES)(inspect.inspect)
 
 
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        code, line = _explain(error, words[0] if words[0] in ("sample", "table", "inspect") else "")
+        code, line = _explain(error, words[0] if words[0] in COMMANDS else "")
         complain(line)
     try:
         sys.stdout.flush()

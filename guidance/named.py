@@ -24,6 +24,7 @@ NAMES: dict[str, tuple[str, str]] = {
 }
 ALIASES = {"ag": "adaptive", "adaptive-guidance": "adaptive", "delta": "delta-reuse", "classifier-free": "cfg"}
 SUFFIX = ".safetensors"
+SPACES = ("x0", "raw", "eps", "v")  # of guidance.space, which needs torch
 _IN_PYTHON = ("sigma",)  # two numbers
 _ONE_NUMBER = ("scale", "gain")  # may be one per step, in Python
 
