@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, FewstepError, IncompatibleError
-from . import calibrate, inspect, sample, table
+from . import calibrate, inspect, sample, search, table
 from .config import ConfiguredCommand
 from .console import complain, emit, explain_os_error, printable, silence_stdout
 from .help import SectionedCommand, usage_line
 
-COMMANDS = ("sample", "table", "calibrate", "inspect")
+COMMANDS = ("sample", "table", "calibrate", "search", "inspect")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _EXAMPLES = """\b
@@ -59,6 +59,7 @@ def _root(
 app.command("sample", cls=ConfiguredCommand, epilog=sample.EXAMPLES)(sample.sample)
 app.command("table", cls=SectionedCommand, epilog=table.EXAMPLES)(table.table)
 app.command("calibrate", cls=SectionedCommand, epilog=calibrate.EXAMPLES)(calibrate.calibrate)
+app.command("search", cls=SectionedCommand, epilog=search.EXAMPLES)(search.search)
 app.command("inspect", cls=SectionedCommand, epilog=inspect.EXAMPLES)(inspect.inspect)
 
 

@@ -19,13 +19,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..samplers.table import Table
-from .search_loss import Measure, SearchSettings
+from .search_loss import Measure, NothingToGain, SearchSettings
 from .search_runs import Pairs, nfe_of
 from .search_stages import Clock, OnProgress, Stages
 from .search_state import Progress, load, save
 from .searched import SearchedPolicy
 
-__all__ = ["Found", "Pairs", "SearchSettings", "search"]
+__all__ = ["Found", "NothingToGain", "Pairs", "SearchSettings", "search"]
 
 SAVE_EVERY = 10.0  # seconds
 
@@ -74,7 +74,7 @@ def search(
     results, interrupted or not.
     recompute: see search_runs.relaxed.
     on_note: gets a line where a checkpoint is used, or is there and cannot be.
-    Errors: ConfigError where nothing can be gained or the target is out of reach; NumericsError for runs or gradients
+    Errors: NothingToGain; ConfigError for a target that is out of reach; NumericsError for runs or gradients
     that are not finite.
     """
     stages = Stages(table, tuple(batches), settings, measure, recompute, on_progress)

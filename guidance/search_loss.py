@@ -31,6 +31,10 @@ from .searched import Choice, scale_of
 Measure = Callable[[Tensor], Tensor]  # of a final x (B, ...), differentiable: what is compared
 
 
+class NothingToGain(ConfigError):
+    """No policy can save anything here."""
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """What to search, and how.
@@ -59,8 +63,8 @@ class SearchSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", tuple(check_scale(w) for w in self.strengths or (self.scale,)))
         if check_scale(self.scale) == 1.0:
-            raise ConfigError("nothing can be gained at guidance scale 1: it evaluates one branch a tick, and a search "
-                              "would look for what saves the other")  # fmt: skip
+            raise NothingToGain("nothing can be gained at guidance scale 1: it evaluates one branch a tick, and a "
+                                "search would look for what saves the other")  # fmt: skip
         if {0.0, 1.0} & set(self.strengths) or len(set(self.strengths)) < len(self.strengths):
             raise ConfigError(f"strengths must be different scales, not 0 or 1, which are candidates anyway; got "
                               f"{self.strengths}")  # fmt: skip

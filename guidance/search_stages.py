@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, NumericsError
+from ..errors import NumericsError
 from ..samplers.table import Table
 from .search_discrete import Standing, neighbours
-from .search_loss import Measure, Relaxation, SearchSettings, discrete, distance_of
+from .search_loss import Measure, NothingToGain, Relaxation, SearchSettings, discrete, distance_of
 from .search_runs import Pairs, states_of
 from .search_state import Progress
 
@@ -63,8 +63,8 @@ class Stages:
         """From `progress` to the end, or to that of the time."""
         progress = yield from self._baselines(progress)
         if sum(progress.apart) == 0.0:
-            raise ConfigError("nothing can be gained: this model makes the same pictures with and without guidance, so "
-                              "that no step needs it (use guidance scale 1)")  # fmt: skip
+            raise NothingToGain("nothing can be gained: this model ends with the same pictures with and without "
+                                "guidance, so that no step needs it (use guidance scale 1)")  # fmt: skip
         if not progress.relaxed:
             progress = yield from self._descend(progress, clock)
         yield from self._refine(progress, clock)

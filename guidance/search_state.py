@@ -55,10 +55,10 @@ def save(progress: Progress, path: Path, key: str) -> None:
     """The file appears whole or not at all.       key: what a search must have in common with it to go on from it."""
     from safetensors.torch import save as to_bytes
 
-    tensors = {f"wanted.{k}": wanted.cpu().contiguous() for k, wanted in enumerate(progress.wanted)}
+    tensors = {f"wanted.{k}": wanted.cpu().contiguous().clone() for k, wanted in enumerate(progress.wanted)}
     for name in _NAMES:
         value = getattr(progress, name)
-        tensors[name] = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        tensors[name] = value.clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     numbers = {name: getattr(progress, name) for name in ("relaxed", "choices", "tried", "cursor", "seconds")}
     KIND.write(path, to_bytes(tensors, {**KIND.marks, "key": key, "progress": json.dumps(numbers, allow_nan=False)}))
 
