@@ -89,6 +89,14 @@ def rows_of(asked: Asked, order: Sequence[str], batch: int, device: torch.device
     return Rows(to_device(found, device, torch.int64), total)
 
 
+def needed(session: Session, asked: Asked) -> Asked:
+    """What is evaluated: c for every image too, where the pipeline forms u^ + w (c - u^)."""
+    if owns_scale(session.policy):
+        return asked
+    images = {**dict(zip(asked.branches, asked.images, strict=True)), "cond": None}
+    return Asked(tuple(images), tuple(images.values()))
+
+
 # --- the hooks ------------------------------------------------------------------------------------------------------
 
 
@@ -105,7 +113,8 @@ def _denoise(session: Session, known: _Arguments, forward: Callable, args: tuple
     if session.tick == 0:  # what cannot be cut is refused before anything is saved, not where it is
         known.taken(Rows(slice(None), 2 * batch), args, kwargs)
     asked = session.asked(batch, timestep)
-    rows = rows_of(asked, layout.order, batch, sample.device)
+    evaluated = needed(session, asked)
+    rows = rows_of(evaluated, layout.order, batch, sample.device)
     if rows is not None:
         args, kwargs = known.taken(rows, args, kwargs)
     out = forward(*args, **kwargs)
@@ -115,21 +124,21 @@ def _denoise(session: Session, known: _Arguments, forward: Callable, args: tuple
     latents = min(sample.shape[known.signature.channels], tensor.shape[known.signature.channels])
     x, *outputs = (_first(t, latents, known.signature.channels)
                    for t in (sample[:batch], *(halves[b] for b in asked.branches)))  # fmt: skip
-    line = session.observed(x, outputs)
+    line = session.observed(x, outputs, evaluated)
     if rows is None and is_number(line, "uncond") and not owns_scale(session.policy):
         return out
-    return _like(out, _guided(session, asked, line, halves, known.signature.channels))
+    return _like(out, _guided(session, evaluated, line, halves, known.signature.channels))
 
 
-def _guided(session: Session, asked: Asked, line: Line, halves: dict[str, Tensor], channels: int) -> Tensor:
+def _guided(session: Session, evaluated: Asked, line: Line, halves: dict[str, Tensor], channels: int) -> Tensor:
     """The output (2 B, ...) of which the pipeline's formula makes the guided prediction."""
-    complete = [b for b, images in zip(asked.branches, asked.images, strict=True) if images is None]
+    complete = [b for b, images in zip(evaluated.branches, evaluated.images, strict=True) if images is None]
     if is_number(line, "cond") and "cond" in complete:
         return torch.cat([halves["cond"]] * 2)
     source = "cond" if "cond" in complete else next(iter(complete), None)
-    if source is None or (source != "cond" and not owns_scale(session.policy)):
-        raise IncompatibleError(f"{type(session.policy).__name__} evaluates no conditional prediction for some images "
-                                "at a tick, and the pipeline's formula needs it")  # fmt: skip
+    if source is None:
+        raise IncompatibleError(f"{type(session.policy).__name__} evaluates no branch for all images at a tick, and a "
+                                "pipeline needs one")  # fmt: skip
     like = halves[source]
     guided = session.prediction(line).to(like.dtype)
     count = guided.shape[channels]
@@ -146,7 +155,7 @@ def _control(session: Session, known: _Arguments, forward: Callable, args: tuple
         return forward(*args, **kwargs)
     sample = named[known.signature.sample]
     batch = _half(session, sample)
-    asked = session.asked(batch, named[known.signature.time])
+    asked = needed(session, session.asked(batch, named[known.signature.time]))
     rows = rows_of(asked, session.layout.order, batch, sample.device)
     if rows is None:
         return forward(*args, **kwargs)

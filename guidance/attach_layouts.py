@@ -88,15 +88,19 @@ BATCHED: dict[str, Layout] = {
 # --- a forward for each branch, and guiders --------------------------------------------------------------------------
 
 _TWO = Layout("separate", order=("cond", "uncond"))
-_TRUE_CFG = Layout("separate", order=("cond", "uncond"), scale="true_cfg_scale")
+_TRUE_CFG = replace(_TWO, scale="true_cfg_scale")
+_WAN = replace(_TWO, denoisers=("transformer", "transformer_2"))
 
 SEPARATE: dict[str, Layout] = {
     "FluxPipeline": _TRUE_CFG,
+    "FluxImg2ImgPipeline": _TRUE_CFG,
     "QwenImagePipeline": _TRUE_CFG,
+    "QwenImageImg2ImgPipeline": _TRUE_CFG,
     "ChromaPipeline": _TWO,
     "CogView4Pipeline": _TWO,
     "Lumina2Pipeline": replace(_TWO, negated=True),
-    "WanPipeline": replace(_TWO, denoisers=("transformer", "transformer_2")),
+    "WanPipeline": _WAN,
+    "WanImageToVideoPipeline": _WAN,
 }
 
 GUIDERS: dict[str, Layout] = {

@@ -149,7 +149,7 @@ class Session:
             restarted = self.policy.restarts(self.tick, self._guided.memory)
             if restarted:
                 twice = tuple(batch + k for k in restarted) if self.layout.doubled else ()
-                self.pipe.scheduler.forget((*restarted, *twice))
+                self.pipe.scheduler.restart((*restarted, *twice))
         return self._asked
 
     def observed(self, x: Tensor, tensors: Sequence[Tensor], evaluated: Asked | None = None) -> Line:
