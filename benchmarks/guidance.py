@@ -36,7 +36,7 @@ from ..samplers.backbones import Backbone, load_backbone
 from .guidance_choose import chosen_rows
 from .guidance_pairs import STEPS, Row, chunks_of, collected, run_chunk, solved, test_pairs
 from .guidance_report import markdown, summaries, verdicts
-from .guidance_rows import BLOCKS, CHOSEN, FROM_CAPTIONS, rows_of
+from .guidance_rows import BLOCKS, CHOSEN, rows_of
 from .harness import Gate, machine, versions
 
 NAME = "guidance"
@@ -134,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if problem is not None:
             print(f"{NAME}: no numbers, because the gate failed: {gate.name}: {problem}", file=sys.stderr)
             return 1
-    needs_captions = options.rows is None or any(name in FROM_CAPTIONS for name in options.rows)
-    chosen = chosen_rows(options.cache, backbone) if needs_captions else {}
+    chosen = chosen_rows(options.cache, backbone, options.rows)
     rows = [replace(row, pairs=min(row.pairs, options.pairs)) for row in rows_of(chosen, options.rows)]
     part, parts = (int(number) for number in options.part.split("/"))
     left = work(options.cache, backbone, rows, 60 * options.minutes, part - 1, parts)

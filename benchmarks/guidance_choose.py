@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,15 +96,24 @@ class Setting(NamedTuple):
         return f"{self.name}, window {self.window or 'all'}, ridge {self.ridge:g}"
 
 
+def spread(*evaluated: int) -> tuple[Kind, ...]:
+    """u evaluated at these steps and estimated at all others."""
+    return tuple("cfg" if i in evaluated else "linear" for i in range(STEPS))
+
+
 ALTERNATING = Setting("alternating in the first 10 steps", kinds_alternating(STEPS, 10))
 """The plan of the paper."""
+ALTERNATING_12 = Setting("alternating in the first 12 steps", kinds_alternating(STEPS, 12))
 LEADING = Setting("u at the first 6 steps, then estimated", kinds_leading(STEPS, 6))
+SPREAD = Setting("u at steps 1, 2, 4, 6, 8, 11, else estimated", spread(0, 1, 3, 5, 7, 10))
+SPREAD_4 = Setting("u at steps 1, 2, 4, 7, else estimated", spread(0, 1, 3, 6))
 SETTINGS = (
     ALTERNATING,
-    *(ALTERNATING._replace(window=w, ridge=r) for w, r in ((None, 1e-4), (2, 1e-6), (1, 1e-6))),
-    Setting("alternating in the first 12 steps", kinds_alternating(STEPS, 12)),
+    ALTERNATING_12,
     LEADING,
-    *(LEADING._replace(window=w, ridge=r) for w, r in ((None, 1e-4), (2, 1e-6), (1, 1e-6))),
+    SPREAD,
+    SPREAD_4,
+    *(SPREAD._replace(window=w, ridge=r) for w, r in ((None, 1e-4), (2, 1e-6))),
 )
 
 
@@ -126,22 +136,30 @@ def fitted(folder: Path, backbone: Backbone, setting: Setting) -> LinearAG:
     return fit.policy
 
 
-def chosen_rows(folder: Path, backbone: Backbone) -> dict[str, Row]:
-    """The rows that need something from the training captions, by name; of the search, if its result is there."""
-    threshold = threshold_for(kept_gammas(folder, backbone, "x0"), TARGET)
-    rows = [
-        Row("ag-calibrated", f"AG, calibrated: gamma {threshold:.5f}", "AG", AdaptiveGuidance(threshold)),
-        linear_row("linear-alternating", ALTERNATING, "LinearAG", folder, backbone),
-        linear_row("linear", LEADING, "LinearAG, estimated to the end", folder, backbone),
-    ]
+LINEAR = {"linear-10": ALTERNATING, "linear-12": ALTERNATING_12, "linear-spread": SPREAD}
+"""Row -> setting, of those that are run on the test pairs."""
+
+
+def chosen_rows(folder: Path, backbone: Backbone, names: Sequence[str] | None = None) -> dict[str, Row]:
+    """The rows that need something from the training captions, or those with these names, by name.
+
+    The searched policy is among them once there is a file of it.
+    """
+    makers: dict[str, Callable[[], Row]] = {"ag-calibrated": lambda: calibrated_row(folder, backbone)}
+    makers |= {name: partial(linear_row, name, setting, folder, backbone) for name, setting in LINEAR.items()}
     if SEARCHED.is_file():
-        rows.append(Row("searched", "searched policy", "searched", policy_file.load(SEARCHED)[0], scale=None))
-    return {row.name: row for row in rows}
+        policy = policy_file.load(SEARCHED)[0]
+        makers["searched"] = lambda: Row("searched", "searched policy", "searched", policy, scale=None)
+    return {name: make() for name, make in makers.items() if names is None or name in names}
 
 
-def linear_row(name: str, setting: Setting, family: str, folder: Path, backbone: Backbone) -> Row:
-    policy = fitted(folder, backbone, setting)
-    return Row(name, f"LinearAG, {setting.name}", family, policy)
+def calibrated_row(folder: Path, backbone: Backbone) -> Row:
+    threshold = threshold_for(kept_gammas(folder, backbone, "x0"), TARGET)
+    return Row("ag-calibrated", f"AG, calibrated: gamma {threshold:.5f}", "AG", AdaptiveGuidance(threshold))
+
+
+def linear_row(name: str, setting: Setting, folder: Path, backbone: Backbone) -> Row:
+    return Row(name, f"LinearAG, {setting.name}", "LinearAG", fitted(folder, backbone, setting))
 
 
 def tried(backbone: Backbone, rows: Sequence[Row], show: Callable[[str], object]) -> None:

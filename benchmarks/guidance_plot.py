@@ -24,11 +24,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "AG": (31, 119, 180),
     "AG, then frozen delta": (90, 180, 230),
     "LinearAG": (214, 39, 40),
-    "LinearAG, estimated to the end": (140, 30, 120),
     "searched": (44, 140, 44),
     "no guidance": (0, 0, 0),
 }
-LINES = ("first p %", "frozen delta", "CFG, fewer steps", "AG")  # families whose points are joined
+LINES = ("first p %", "frozen delta", "CFG, fewer steps", "AG", "LinearAG")  # families whose points are joined
 
 
 class Axis(NamedTuple):
@@ -136,7 +135,8 @@ def gamma_curves(curves: Mapping[str, NDArray[np.float64]], path: Path, marks: S
         for mark in marks:
             panel.line([(1, 1 - mark), (steps, 1 - mark)], (214, 39, 40), 1.0)
             x, height = panel.at(steps, 1 - mark)
-            draw.text((x, height - 3 * SCALE), f"threshold {mark:g}", (214, 39, 40), font(11), anchor="rb")
+            if k == 0:
+                draw.text((x, height - 3 * SCALE), f"threshold {mark:g}", (214, 39, 40), font(11), anchor="rb")
     note = "Line: median of the captions. Band: from 5 to 95 % of them. Adaptive guidance ends below its threshold."
     draw.text((SCALE * LEFT, SCALE * (HEIGHT + 8)), note, INK, font(13))
     save(image, path)
@@ -163,5 +163,5 @@ def save(image: Image.Image, path: Path) -> None:
     small.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-def font(size: int) -> Any:
+def font(size: float) -> Any:
     return ImageFont.load_default(size * SCALE)

@@ -86,7 +86,7 @@ def verdicts(lines: Sequence[Mapping[str, Any]], chosen: Mapping[str, str]) -> l
         if line is None or (isinstance(goal.saving, str) and wanted is None):
             continue
         least = wanted["saved"] if wanted is not None else float(goal.saving)
-        reached = line["saved"] >= least and line["difference"][1] > MARGIN
+        reached = line["saved"] >= least - 1e-9 and line["difference"][1] > MARGIN
         found.append({"goal": goal.row, "row": line["row"], "label": line["label"], "least_saving": least,
                       "saved": line["saved"], "difference": line["difference"], "reached": reached})  # fmt: skip
     return found

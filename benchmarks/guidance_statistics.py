@@ -1,7 +1,8 @@
 r"""Numbers of `guidance`: paired differences with 95 % intervals, relative errors, and baselines at equal cost.
 
 Accuracy. Of n pairs the reference's picture alone is accepted in c, the row's alone in b. The difference is
-(b - c) / n, and its interval the score interval of matched proportions (Tango 1998, Statistics in Medicine 17): all delta with
+(b - c) / n, and its interval the score interval of matched proportions (Tango 1998, Statistics in Medicine 17): all
+delta with
 
     |b - c - n delta| <= z sqrt(n (2 q + delta (1 - delta))),
 
