@@ -153,9 +153,13 @@ class Turns:
             return _like(out, session.prediction(line).to(cond.dtype))
 
 
-def latents(sample: Tensor, out: Tensor) -> Tensor:
-    """What is denoised: the denoiser's input, which has its output's shape."""
-    if sample.shape != out.shape:
-        raise IncompatibleError(f"the denoiser got {tuple(sample.shape)} and returned {tuple(out.shape)}: expected "
-                                "equal shapes; guidance policies are not supported here")  # fmt: skip
-    return sample
+def latents(fed: Any, like: Tensor) -> Tensor:
+    """What is denoised, of the denoiser's input: its first channels, or all of it."""
+    x = fed
+    if isinstance(x, Tensor) and x.ndim == like.ndim > 2 and x.shape != like.shape:
+        x = x[:, : like.shape[1]]
+    if not isinstance(x, Tensor) or x.shape != like.shape:
+        got = tuple(fed.shape) if isinstance(fed, Tensor) else type(fed).__name__
+        raise IncompatibleError(f"the denoiser got {got} and returned {tuple(like.shape)}: expected the same shape, or "
+                                "more channels; guidance policies are not supported here")  # fmt: skip
+    return x

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, IncompatibleError
 from ..samplers.guided import Asked, on_device
 from ..samplers.policy import Line, Policy
+from .attach_separate import latents
 from .attach_session import Session, is_number, owns_scale
 
 BRANCHES = {"cond": "pred_cond", "uncond": "pred_uncond"}
@@ -201,18 +202,6 @@ def conditional(line: Line, like: Tensor) -> Tensor:
     for w in rest:
         none = none & (w == 0.0)
     return none.view(-1, *(1,) * (like.ndim - 1))
-
-
-def latents(fed: Any, like: Tensor) -> Tensor:
-    """What is denoised, of the denoiser's input: its first channels, or all of it."""
-    x = fed
-    if isinstance(x, Tensor) and x.ndim == like.ndim > 2 and x.shape != like.shape:
-        x = x[:, : like.shape[1]]
-    if not isinstance(x, Tensor) or x.shape != like.shape:
-        got = tuple(fed.shape) if isinstance(fed, Tensor) else type(fed).__name__
-        raise IncompatibleError(f"the denoiser got {got} and returned {tuple(like.shape)}: expected the same shape, or "
-                                "more channels; guidance policies are not supported here")  # fmt: skip
-    return x
 
 
 def check_replaced(policy: Policy, replaced: BaseGuidance) -> None:

@@ -20,7 +20,7 @@ from fewstep.guidance.interval import Interval
 from fewstep.guidance.searched import SearchedPolicy
 from fewstep.samplers import feeding
 
-from . import tiny_flow, tiny_video
+from . import tiny_flow, tiny_separate, tiny_video
 from .attach_runs import counted, negatives
 from .thresholds import STEPS, apart, crossings, early, run
 from .tiny_flow import Tiny
@@ -32,21 +32,22 @@ FAMILIES = {
     "cogview4": tiny_flow.cogview4,
     "lumina2": tiny_flow.lumina2,
     "wan": tiny_video.wan,
+    "flux_img2img": tiny_separate.flux_img2img,
+    "qwen_img2img": tiny_separate.qwen_img2img,
+    "wan_image_to_video": tiny_separate.wan_image_to_video,
 }
-RESCALED = ("qwen", "lumina2")  # by the norm of c, after u + w (c - u)
+RESCALED = ("qwen", "lumina2", "qwen_img2img")  # by the norm of c, after u + w (c - u)
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
 def scale_of(family: str) -> str:
-    return "true_cfg_scale" if family in ("flux", "qwen") else "guidance_scale"
+    return "true_cfg_scale" if family.startswith(("flux", "qwen")) else "guidance_scale"
 
 
 def guided(family: str, batch: int = 1) -> Tiny:
     """A pipeline and the keywords of a call with guidance."""
     tiny = FAMILIES[family](batch)
-    call = {**tiny.call, **negatives(tiny.call), scale_of(family): 4.0, "num_inference_steps": STEPS}
-    if "prompt_embeds_mask" in call:
-        call["negative_prompt_embeds_mask"] = call["prompt_embeds_mask"]
+    call = {"num_inference_steps": STEPS, **tiny.call, **negatives(tiny.call), scale_of(family): 4.0}
     return tiny._replace(call=call)
 
 
@@ -120,8 +121,14 @@ def test_with_a_solver_it_is_that_scheduler(family):
     found, rows, _ = attached_run(tiny, AdaptiveGuidance(2.0), solver="2m")
     torch.testing.assert_close(found, alone, rtol=0.0, atol=1e-5)
     assert rows == 2 * STEPS
-    _, rows, report = attached_run(tiny, AdaptiveGuidance(-1.0, min_steps=2, lower_order=True), solver="2m")
+
+
+def test_the_solver_begins_anew_at_the_switch():
+    tiny = guided("wan")
+    smooth, rows, report = attached_run(tiny, AdaptiveGuidance(-1.0, min_steps=2, lower_order=True), solver="2m")
     assert rows == report.nfe == STEPS + 2
+    sharp, _, _ = attached_run(tiny, AdaptiveGuidance(-1.0, min_steps=2), solver="2m")
+    assert not torch.equal(smooth, sharp)
 
 
 @families

@@ -141,7 +141,7 @@ def stop(step):
     ids=lambda guider: type(guider).__name__,
 )
 def test_the_formula_is_that_of_the_guider(guider):
-    tiny = modular_sdxl(2, guider)
+    tiny = modular_wan(2, guider)
     before = run(tiny)
     found, rows, report = attached_run(tiny, AdaptiveGuidance(2.0))
     assert torch.equal(found, before) and rows == 2 * 2 * STEPS
