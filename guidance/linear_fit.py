@@ -101,13 +101,7 @@ def fit_linear(
     inner: dict[int, Inner] = {}
     for k, ticks in enumerate(passes):
         recorder = Recorder(kinds, coefficients, {t: regressors(t, kinds, window) for t in ticks}, check_scales(scale))
-        for n, batch in enumerate(batches):
-            try:
-                run(recorder, batch)
-            except Enough:
-                pass
-            if progress is not None:
-                progress(k * len(batches) + n + 1, len(passes) * len(batches))
+        record(recorder, run, batches, progress, before=k, passes=len(passes))
         for t in ticks:
             inner[t] = recorder.inner(t)
             coefficients[t] = solved(inner[t], ridge)
@@ -115,6 +109,24 @@ def fit_linear(
                 on_fitted(t, coefficients[t])
     residuals = {t: residual(found, coefficients[t]) for t, found in inner.items()}
     return LinearFit(LinearAG(coefficients, kinds, scale), residuals, inner)
+
+
+def record(
+    recorder: Recorder,
+    run: Callable[[Policy, Batch], object],
+    batches: Sequence[Batch],
+    progress: Callable[[int, int], object] | None = None,
+    before: int = 0,
+    passes: int = 1,
+) -> None:
+    """One pass of runs, after `before` of `passes`."""
+    for n, batch in enumerate(batches):
+        try:
+            run(recorder, batch)
+        except Enough:
+            pass
+        if progress is not None:
+            progress(before * len(batches) + n + 1, passes * len(batches))
 
 
 def regressors(t: int, kinds: Sequence[Kind], window: int | None = None) -> tuple[str, ...]:
@@ -154,6 +166,7 @@ class Recorder(PlannedPolicy):
 
     measured: tick -> the registers whose inner products with one another and with u are wanted. Unlike other policies
     it changes as it is used, and it ends a run by `Enough` once the last of these ticks is measured.
+    seen: the newest run.
     """
 
     kinds: tuple[Kind, ...]
@@ -161,6 +174,7 @@ class Recorder(PlannedPolicy):
     measured: Mapping[int, tuple[str, ...]]
     scale: Scale = None
     sums: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    seen: Run | None = None
 
     @property
     def varies(self) -> Varies:
@@ -169,6 +183,7 @@ class Recorder(PlannedPolicy):
     def begin(self, run: Run) -> Memory:
         check_run(self.scale, run, "Recorder")
         check_ticks(self.kinds, run)
+        self.seen = run
         used = {name for line in (*self.coefficients.values(), *self.measured.values()) for name in line}
         lines = guided_lines(lines_of_uncond(self.kinds, self.coefficients), self.scale, run)
         return Memory(run, planned(lines, recipes_of(used), {t: (*v, "uncond") for t, v in self.measured.items()}))

@@ -1,0 +1,102 @@
+"""Where LinearAG evaluates u: one pass gives the plan and its coefficients."""
+
+from itertools import combinations
+
+import pytest
+
+from fewstep.errors import ConfigError
+from fewstep.guidance.cfg import CFG
+from fewstep.guidance.linear import kinds_alternating, kinds_leading
+from fewstep.guidance.linear_fit import fit_linear
+from fewstep.guidance.linear_plan import choose_kinds, fit_recorded, record_linear
+from fewstep.samplers import EPS, FLOW, X0, V, solve
+
+from .gaussians import SCALE, anisotropic, distance, problem
+
+STEPS = 8
+
+
+def recorded(kind=EPS, seed=5):
+    table, held, run = problem(kind, variances=anisotropic(seed), steps=STEPS)
+    return table, held, run, record_linear(run, (10, 11), STEPS, scale=SCALE)
+
+
+def test_one_pass_gives_what_the_fit_gives():
+    _, _, run, found = recorded()
+    for kinds, window in ((kinds_alternating(STEPS), None), (kinds_leading(STEPS, 3), 2)):
+        expected = fit_linear(run, (10, 11), kinds, scale=SCALE, window=window, on_policy=False)
+        fit = fit_recorded(found, kinds, window=window)
+        assert fit.policy.kinds == expected.policy.kinds and fit.policy.scale == SCALE
+        for t, line in expected.policy.coefficients.items():
+            names = [f"{branch}@{k}" if k < t else branch for k in range(t + 1) for branch in ("cond", "uncond")]
+            mine = [fit.policy.coefficients[t].get(n, 0.0) for n in names]
+            assert mine == pytest.approx([line.get(n, 0.0) for n in names], rel=1e-6, abs=1e-9)
+            assert fit.residuals[t] == pytest.approx(expected.residuals[t], rel=1e-6)
+
+
+def total(found, kinds, weights):
+    fit = fit_recorded(found, kinds)
+    u = {t: float(inner.matrix[-1, -1]) for t, inner in fit.inner.items()}
+    return sum(weights[t] * found.noise[t] * u[t] * r.of_uncond**2 for t, r in fit.residuals.items())
+
+
+@pytest.mark.parametrize("kind", (EPS, V), ids=lambda kind: kind.name)
+def test_the_choice_is_nearly_the_best(kind):
+    """Of all plans with as many evaluations it is among the best tenth by its own cost."""
+    _, _, _, found = recorded(kind)
+    weights = [1.0 - t / STEPS for t in range(STEPS)]
+    plans = [tuple("cfg" if t in (0, *rest) else "linear" for t in range(STEPS))
+             for rest in combinations(range(1, STEPS), 3)]  # fmt: skip
+    costs = sorted(total(found, plan, weights) for plan in plans)
+    mine = total(found, choose_kinds(found, 4), weights)
+    assert costs[0] <= mine * (1 + 1e-9) and mine <= costs[len(costs) // 10]
+    assert mine < 0.5 * costs[len(costs) // 2]
+
+
+def test_a_chosen_plan_beats_the_others_in_a_run():
+    """On prompts that were not recorded, at equal cost, against fully guided runs."""
+    table, held, _, found = recorded()
+    network, x = held(99)
+    full = solve(table, network, x, guidance=CFG(SCALE)).x
+
+    def error(kinds):
+        policy = fit_recorded(found, kinds).policy
+        result = solve(table, network, x, guidance=policy)
+        assert result.report.nfe_per_image[0] == STEPS + kinds.count("cfg")
+        return distance(result.x, full)
+
+    chosen = error(choose_kinds(found, 3))
+    assert chosen < 0.5 * min(error(kinds_alternating(STEPS, 6)), error(kinds_leading(STEPS, 3)))
+
+
+def test_all_and_one():
+    _, _, _, found = recorded()
+    assert choose_kinds(found, STEPS) == ("cfg",) * STEPS
+    assert choose_kinds(found, 1) == ("cfg",) + ("linear",) * (STEPS - 1)
+    late = choose_kinds(found, 2, weights=[0.0] * (STEPS - 1) + [1.0])
+    assert late[-1] == "cfg"  # the only tick that counts
+
+
+def test_weights_are_in_noise():
+    """The squared factor from an output to the noise prediction, at every tick but the first."""
+    for kind in (EPS, X0, FLOW):
+        table, _, _, found = recorded(kind)
+        rows = [float(kind.eps_row(node)[1]) ** 2 for node in table.plan.nodes[1:]]
+        assert found.noise == pytest.approx((0.0, *rows))
+
+
+def test_refusals():
+    _, _, run, found = recorded()
+    with pytest.raises(ConfigError, match="one batch and two ticks"):
+        record_linear(run, (), STEPS, scale=SCALE)
+    with pytest.raises(ConfigError, match="one batch and two ticks"):
+        record_linear(run, (1,), 1, scale=SCALE)
+    with pytest.raises(ConfigError, match="has 3 kinds, one per tick, and the run has 8"):
+        record_linear(run, (1,), 3, scale=SCALE)
+    for wrong in (0, STEPS + 1):
+        with pytest.raises(ConfigError, match="can evaluate u"):
+            choose_kinds(found, wrong)
+    with pytest.raises(ConfigError, match="got 1 weights"):
+        choose_kinds(found, 2, weights=[1.0])
+    with pytest.raises(ConfigError, match="3 kinds, one per tick, for 8"):
+        fit_recorded(found, ("cfg", "linear", "cond"))
