@@ -35,8 +35,8 @@ def in_space(space: str, branch: str, i: int, run: Run) -> dict[str, float]:
         of_x, of_out = kind.x0_row(level)
     elif space == "eps":
         of_x, of_out = kind.eps_row(level)
-    elif kind.name in ("v", "flow"):
-        return {branch: 1.0}
+    elif kind.name.lstrip("-") in ("v", "flow"):  # with a sign where the model's output has the other one
+        return {branch: (-1.0) ** kind.name.count("-")}
     else:
         (a, b), (c, d) = kind.x0_row(level), kind.eps_row(level)
         alpha, sigma = float(level.alpha), float(level.sigma)
