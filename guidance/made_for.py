@@ -22,7 +22,7 @@ from ..samplers import Level, Policy, Run, Table
 from .fingerprint import Fingerprint, of_pipeline
 
 EMPTY, GIVEN = "empty", "given"
-_EVERYTHING = ("model", "prediction", "schedule", "steps", "levels", "solver", "scale", "space", "negative")
+_EVERYTHING = ("model", "prediction", "schedule", "steps", "solver", "levels", "scale", "space", "negative")
 _OF_MODEL = ("model", "prediction", "scale", "space")
 CHECKED: dict[str, tuple[str, ...]] = {
     "LinearAG": _EVERYTHING,
