@@ -19,6 +19,7 @@ from ..samplers.report import Report, TickRecord
 from ..samplers.scheduler_schedules import negated
 from .attach_layouts import Layout
 from .attach_levels import Ticks, ticks_of
+from .made_for import EMPTY, GIVEN, MadeFor, check
 
 
 def is_number(line: Line, register: str) -> bool:
@@ -78,16 +79,34 @@ def owns_scale(policy: Policy) -> bool:
     return getattr(policy, "scale", "in its table") is not None
 
 
+def negative_of(given: Mapping[str, Any]) -> str | None:
+    """Whether a call has a negative prompt; None where it gives embeddings, which do not say."""
+    if any(name.startswith("negative_") and "embeds" in name and v is not None for name, v in given.items()):
+        return None
+    text = given.get("negative_prompt")
+    texts = [text] if isinstance(text, str | None) else list(text)
+    return GIVEN if any(texts) else EMPTY
+
+
 class Session:
     """What the hooks on the denoiser share during one call.
 
     Of each tick, in this order: `asked`, then `observed`; or `unguided` alone where the pipeline evaluates the
     conditional prediction by itself.
     given: the arguments that the caller wrote.       arguments: those and the defaults.
+    made_for: what the policy was calibrated for, if it is from a file.
     """
 
-    def __init__(self, pipe: Any, layout: Layout, policy: Policy, given: dict, arguments: dict) -> None:
-        self.pipe, self.layout, self.policy = pipe, layout, policy
+    def __init__(
+        self,
+        pipe: Any,
+        layout: Layout,
+        policy: Policy,
+        given: dict[str, Any],
+        arguments: dict[str, Any],
+        made_for: MadeFor | None = None,
+    ) -> None:
+        self.pipe, self.layout, self.policy, self.made_for = pipe, layout, policy, made_for
         self.given, self.arguments = given, arguments
         self.report: AttachReport | None = None
         self._ticks: Ticks | None = None
@@ -221,8 +240,17 @@ class Session:
         if guided:
             kind = negated(ticks.parametrisation) if self.layout.negated else ticks.parametrisation
             run = Run(batch, ticks.nodes, ticks.step, ticks.stage, kind, caller_scales=True)
+            if self.made_for is not None:
+                check(self.policy, self.made_for, self._here(run))
             self._guided = Guided(self.policy, run)
         self.report = AttachReport(batch, guided=self._guided)
+
+    def _here(self, run: Run) -> MadeFor:
+        """This run, as far as it is known."""
+        table = getattr(self.pipe.scheduler, "table", None)
+        of_table = {} if table is None else {"solver": table.solver, "schedule": table.schedule}
+        scale = None if owns_scale(self.policy) else self.arguments.get(self.layout.scale)
+        return MadeFor.of_run(run, self.pipe, scale=scale, negative=negative_of(self.given), **of_table)
 
     def _record(self, asked: Asked) -> None:
         assert self.report is not None

@@ -32,7 +32,8 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError
 from .dpm_v3_integrals import integrals
 from .dpm_v3_statistics import EmpiricalStatistics
-from .engine import Network, Outputs, as_state, check_outputs
+from .engine import Network, Outputs, as_state
+from .feeding import check_outputs
 from .form import LinearForm
 from .grids import Levels
 from .guided import known, static

@@ -21,6 +21,7 @@ from .levels import Level, NoiseSchedule
 from .noise import Tape
 from .policy import Policy, Run
 from .prediction import Parametrisation, Prediction
+from .ragged import Ragged, after_tick, fold_each, restart, row_of
 from .report import Report, Result, TickRecord
 from .table import Table, Weights, check_same_schedule, compact, numbers_of, weighted
 
@@ -120,14 +121,16 @@ def advance_and_feed(
     Both come from one launch; where the new x is no new tensor, the second is None.
     """
     i, x, carry = state
+    uneven = isinstance(carry, Ragged)
     if isinstance(prediction, Outputs):
         if len(prediction.tensors) != len(prediction.weights):
             raise IncompatibleError(f"{len(prediction.tensors)} outputs cannot have {len(prediction.weights)} weights")
-        folded = table.fold(i, len(carry), prediction.parametrisation, prediction.weights)
-        registers = (x, *prediction.tensors, *carry, noise)
+        kind, weights, tensors = prediction.parametrisation, prediction.weights, prediction.tensors
+        folded = fold_each(table, i, carry, kind, weights) if uneven else table.fold(i, len(carry), kind, weights)
     else:
-        folded = table.unfolded(i, len(carry))
-        registers = (x, prediction.x0, prediction.eps, *carry, noise)
+        tensors = (prediction.x0, prediction.eps)
+        folded = fold_each(table, i, carry, None, (1.0, 1.0)) if uneven else table.unfolded(i, len(carry))
+    registers = (x, *tensors, *carry, noise)
     live = [registers[k] for k in folded.live]
     if noise is None and len(registers) - 1 in folded.live:
         raise ConfigError(f"tick {i} of {table.solver} needs noise: pass noise= (or tape= to solve)")
@@ -135,7 +138,8 @@ def advance_and_feed(
     feed = None if batch is None or moved else ops.Feed(line, *batch)
     computed: tuple[Tensor, ...] = ops.combine(folded.matrix, live, None, feed) if live else ()  # type: ignore[arg-type]
     outputs = [registers[k] if moved else computed[k] for moved, k in folded.sources]
-    after = State(i + 1, outputs[0], tuple(outputs[1:]))  # type: ignore[arg-type]
+    kept = after_tick(table, i, carry, outputs[1:]) if uneven else tuple(outputs[1:])  # type: ignore[arg-type]
+    after = State(i + 1, outputs[0], kept)  # type: ignore[arg-type]
     return after, computed[-1] if computed and feed is not None else None
 
 
@@ -198,29 +202,24 @@ def solve(
         return solve_captured(table, network, x, guidance, tape, on_tick, first_tick)
     state = start(table, x, first_tick)
     nodes, targets, last = table.plan.nodes, table.plan.targets, len(table) - 1
-    run = Run(x.shape[0], nodes, table.plan.step, table.plan.stage, network.parametrisation)
+    kind = network.parametrisation
+    run = Run(x.shape[0], nodes, table.plan.step, table.plan.stage, kind, first=first_tick)
     guided = Guided(ConditionalOnly() if guidance is None else guidance, run)
     report = Report(x.shape[0], guided=guided)
     evaluate = Evaluation(network, table, state.x)
     asked = guided.asked(first_tick)
     clock = time.perf_counter()
     for i in range(first_tick, len(table)):
-        row = table.row(i, len(state.carry))
-        asked = asked if row.evaluates else NOTHING
-        tensors = evaluate(i, state.x, asked) if asked.branches else ()
-        if not report.ticks:
-            check_outputs(tensors, asked.branches, state.x)
-        weights: Weights = ()
+        if guided.restarting:
+            state = restart(table, state, guided.restarts(i))
+        row = row_of(table, state)
+        asked, tensors, weights = asked if row.evaluates else NOTHING, (), ()
         if asked.branches:
-            tensors, weights = guided.tensors_of(guided.observed(i, state.x, tensors))
-        prediction = Outputs(state.x, nodes[i], tensors, network.parametrisation, weights)
+            tensors, weights = guided.prediction(i, state.x, evaluate(i, state.x, asked))
+        prediction = Outputs(state.x, nodes[i], tensors, kind, weights)
         noise = tape.normal(i, nodes[i], targets[i], state.x) if tape is not None and row.needs_noise else None
-        record = TickRecord(i, nodes[i], asked.branches, 0.0, asked.images)
-        if i < last:
-            asked = guided.asked(i + 1)
-        state, evaluate.batch = advance_and_feed(
-            table, state, prediction, noise, evaluate.wanted(asked) if i < last else None
-        )
+        following = guided.asked(i + 1) if i < last else NOTHING
+        state, evaluate.batch = advance_and_feed(table, state, prediction, noise, evaluate.wanted(following))
         if on_tick is not None:
             version = version_of(state.x)
             changed = on_tick(i, state, prediction)
@@ -228,19 +227,9 @@ def solve(
                 # the batch is not, or may no longer be, what x is
                 state, evaluate.batch = _checked(state if changed is None else changed, state), None
         now = time.perf_counter()
-        report.ticks.append(record._replace(ms=1e3 * (now - clock)))
-        clock = now
+        report.ticks.append(TickRecord(i, nodes[i], asked.branches, 1e3 * (now - clock), asked.images))
+        asked, clock = following, now
     return Result(state.x, report)
-
-
-def check_outputs(tensors: Any, branches: tuple[str, ...], x: Tensor) -> None:
-    """A network that returns a bare tensor would be unpacked over the batch, and other shapes would broadcast."""
-    if not isinstance(tensors, tuple) or len(tensors) != len(branches):
-        got = f"{len(tensors)} tensors" if isinstance(tensors, tuple) else type(tensors).__name__
-        raise IncompatibleError(f"the network must return a tuple of one tensor per branch {branches}, got {got}")
-    for tensor in tensors:
-        if tensor.shape != x.shape:
-            raise IncompatibleError(f"the network returned shape {tuple(tensor.shape)} for x of {tuple(x.shape)}")
 
 
 def _checked(changed: Any, state: State) -> State:

@@ -12,6 +12,7 @@ from ..errors import IncompatibleError
 from ..kernels import ops
 from ..kernels.upload import to_device
 from .guided import Asked
+from .policy import Images
 from .table import Table
 
 
@@ -22,25 +23,32 @@ class Evaluation:
         self._network, self._nodes = network, table.plan.nodes
         self._batched = is_batched(network)
         self._times = times_of(table, x.device).unbind() if self._batched else None
+        self._checked: tuple[str, ...] | None = None
+        self._rows: tuple[tuple[Images, ...], list[Tensor | None]] = ((), [])
         self.batch: Tensor | None = None
 
     def wanted(self, asked: Asked) -> tuple[torch.dtype, int] | None:
         """The feed for the next tick. Where images differ the batch is gathered when it is needed."""
-        return (
-            (self._network.dtype, len(asked.branches)) if self._batched and asked.branches and asked.uniform else None
-        )
+        if not (self._batched and asked.branches and asked.uniform):
+            return None
+        return self._network.dtype, len(asked.branches)
 
     def __call__(self, i: int, x: Tensor, asked: Asked) -> tuple[Tensor, ...]:
         """One tensor (B, ...) per branch."""
         if not asked.uniform:
             return self._some(i, x, asked)
-        if self._times is None:
-            return self._network(x, self._nodes[i], asked.branches)
+        outputs = self._network(x, self._nodes[i], asked.branches) if self._times is None else self._all(i, x, asked)
+        if asked.branches != self._checked:
+            check_outputs(outputs, asked.branches, x)
+            self._checked = asked.branches
+        return outputs
+
+    def _all(self, i: int, x: Tensor, asked: Asked) -> tuple[Tensor, ...]:
         batch = self.batch
         if batch is None:
             batch = batch_of(x, self._network.dtype, len(asked.branches))
         version = version_of(batch)
-        outputs = self._network.forward_batch(batch, self._times[i], asked.branches)
+        outputs = self._network.forward_batch(batch, self._times[i], asked.branches)  # type: ignore[index]
         if version_of(batch) != version:
             raise IncompatibleError(f"{type(self._network).__name__}.forward_batch wrote to its input, which may be x")
         return outputs
@@ -49,9 +57,13 @@ class Evaluation:
         """One call for the rows that are needed, or one for each set of branches that images ask for."""
         if self._times is None or not hasattr(type(self._network), "forward_rows"):
             return _by_sets(self._network, self._nodes[i], x, asked)
-        rows = [None if v is None else to_device(v, x.device, torch.int64) for v in asked.images]
+        if self._rows[0] != asked.images:
+            found = [None if v is None else to_device(v, x.device, torch.int64) for v in asked.images]
+            self._rows = asked.images, found
+        rows = self._rows[1]
         batch = torch.cat([x if r is None else x[r] for r in rows]).to(self._network.dtype)
         found = self._network.forward_rows(batch, self._times[i], asked.branches, asked.images)
+        check_outputs(found, asked.branches, x, [x.shape[0] if r is None else len(r) for r in rows])
         return tuple(scattered(x, out, r) for out, r in zip(found, rows, strict=True))
 
 
@@ -64,19 +76,28 @@ def _by_sets(network: Any, node: Any, x: Tensor, asked: Asked) -> tuple[Tensor, 
         if branches:
             rows = to_device(images, x.device, torch.int64)
             outputs = network(x, node, branches, rows)
-            check_rows(outputs, branches, x, len(images))
+            check_outputs(outputs, branches, x, [len(images)] * len(branches))
             for branch, out in zip(branches, outputs, strict=True):
                 whole[branch] = whole[branch].to(out.dtype).index_copy(0, rows, out)
     return tuple(whole.values())
 
 
-def check_rows(outputs: Any, branches: Sequence[str], x: Tensor, count: int) -> None:
-    """IncompatibleError for a network that does not evaluate some images alone."""
-    expected = (count, *x.shape[1:])
-    if len(outputs) != len(branches) or any(tuple(o.shape) != expected for o in outputs):
-        raise IncompatibleError(f"the network was asked for {count} of {x.shape[0]} images (rows=) and returned "
-                                f"{[tuple(o.shape) for o in outputs]}; expected {expected} per branch. A guidance "
-                                'policy that decides for all images alike (batch="all") needs no rows')  # fmt: skip
+def check_outputs(tensors: Any, branches: Sequence[str], x: Tensor, rows: Sequence[int] | None = None) -> None:
+    """A network that returns a bare tensor would be unpacked over the batch, and other shapes would broadcast.
+
+    rows: how many images each branch was to be evaluated for, where that is not all of x (B, ...).
+    """
+    if not isinstance(tensors, tuple) or len(tensors) != len(branches):
+        got = f"{len(tensors)} tensors" if isinstance(tensors, tuple) else type(tensors).__name__
+        raise IncompatibleError(f"the network must return a tuple of one tensor per branch {branches}, got {got}")
+    for tensor, count in zip(tensors, rows or [x.shape[0]] * len(branches), strict=True):
+        if tensor.shape == (count, *x.shape[1:]):
+            continue
+        if rows is None:
+            raise IncompatibleError(f"the network returned shape {tuple(tensor.shape)} for x of {tuple(x.shape)}")
+        raise IncompatibleError(f"the network was asked for {count} of {x.shape[0]} images (rows=) and returned shape "
+                                f"{tuple(tensor.shape)}, expected {(count, *x.shape[1:])}. A guidance policy that "
+                                'decides for all images alike (batch="all") needs no rows')  # fmt: skip
 
 
 def scattered(like: Tensor, part: Tensor, rows: Tensor | None) -> Tensor:

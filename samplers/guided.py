@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError
 from ..kernels import ops
 from ..kernels.upload import to_device
-from .policy import Images, Line, Memory, Policy, Run, Weight
+from .policy import Images, Line, Memory, Policy, Run, Varies, Weight
 from .readback import Readback
 from .table import Weights
 
@@ -57,6 +57,10 @@ NOTHING = Asked()
 class ConditionalOnly(Policy):
     """No guidance: the branch "cond" alone."""
 
+    @property
+    def varies(self) -> Varies:
+        return "never"
+
     def branches(self, i: int, memory: Memory) -> Mapping[str, Images]:
         return {"cond": None}
 
@@ -73,52 +77,81 @@ class Guided:
         self.memory = policy.begin(run)
         self.recalled: dict[str, Tensor] = {}
         self.scores: dict[int, tuple[float, ...]] = {}
+        self.restarting = type(policy).restarts is not Policy.restarts
         self._asked = NOTHING
+        self._fixed: Line | None = None  # the line of a policy that never varies, after its first tick
         self._registers: Registers = {}
         self._pending: deque[tuple[int, Asked, Readback]] = deque()
 
     def asked(self, i: int) -> Asked:
         """What tick i evaluates; waits for the scores that this decision needs, and for no newer ones."""
-        self.settle(i - 1 - self.policy.lag)
-        self._asked = Asked.of(self.policy.branches(i, self.memory), self.run.batch)
+        if self._fixed is None:
+            self.settle(i - 1 - self.policy.lag)
+            self._asked = Asked.of(self.policy.branches(i, self.memory), self.run.batch)
         return self._asked
+
+    def restarts(self, i: int) -> tuple[int, ...]:
+        """The images whose solver begins anew at tick i, after `asked` for it."""
+        return self.policy.restarts(i, self.memory)
 
     def settle(self, last: int) -> None:
         """Let the policy decide by the scores of all ticks up to `last`."""
         while self._pending and self._pending[0][0] <= last:
             i, asked, readback = self._pending.popleft()
-            everything = [len(asked.of_image(image)) == len(asked.branches) for image in self.run.everyone]
-            values = zip(readback.numbers(), everything, strict=True)
-            self.scores[i] = tuple(value if measured else math.nan for value, measured in values)
+            self.scores[i] = self._numbers(asked, readback)
             self.memory = self.policy.decide(i, self.scores[i], self.memory)
 
-    def observed(self, i: int, x: Tensor, tensors: Sequence[Tensor]) -> dict[str, Weight]:
+    def measured(self) -> dict[int, tuple[float, ...]]:
+        """Tick -> scores, those included that no decision has needed. Waits for the newest."""
+        return self.scores | {i: self._numbers(asked, readback) for i, asked, readback in self._pending}
+
+    def _numbers(self, asked: Asked, readback: Readback) -> tuple[float, ...]:
+        """NaN for an image that did not evaluate all branches of the tick."""
+        values = readback.numbers()
+        if asked.uniform:
+            return values
+        complete = [len(asked.of_image(image)) == len(asked.branches) for image in self.run.everyone]
+        return tuple(value if c else math.nan for value, c in zip(values, complete, strict=True))
+
+    def observed(self, i: int, x: Tensor, tensors: Sequence[Tensor]) -> Line:
         """The guided prediction of tick i as a line over the registers, which `tensors_of` finds.
 
         tensors: one of x's shape per branch asked for; images that did not evaluate it may hold anything there.
+        A register that is neither evaluated nor remembered is a KeyError of its name, here or in `tensors_of`.
         """
-        registers = {"x": x, **self.recalled, **dict(zip(self._asked.branches, tensors, strict=True))}
-        wanted = self.policy.statistics(i, self.memory)
-        gram = None
-        if wanted is not None:
-            names = [name for name in registers if any(name in vector for vector in wanted.vectors)]
-            basis = [[vector.get(name, 0.0) for name in names] for vector in wanted.vectors]
-            gram = ops.gram([registers[name] for name in names], basis, wanted.ones)
-        line = dict(self.policy.weights(i, gram, self.memory))
+        if self._fixed is not None:
+            self._registers = dict(zip(self._asked.branches, tensors, strict=True))
+            return self._fixed
+        self._registers = registers = {"x": x, **self.recalled, **dict(zip(self._asked.branches, tensors, strict=True))}
+        gram = self._gram(i, registers)
+        line = self.policy.weights(i, gram, self.memory)
         score = self.policy.score(i, gram, self.memory)
         if score is not None:
             self._pending.append((i, self._asked, Readback(score)))
-        self._registers = registers
-        for name, recalled in self.policy.remember(i, self.memory).items():
-            self.recalled = {**self.recalled, name: mixed(recalled, registers)}
-        for name in self.policy.forget(i, self.memory):
-            self.recalled = {k: v for k, v in self.recalled.items() if k != name}
+        new = {name: mixed(recalled, registers) for name, recalled in self.policy.remember(i, self.memory).items()}
+        gone = self.policy.forget(i, self.memory)
+        if new or gone:
+            self.recalled = {name: held for name, held in {**self.recalled, **new}.items() if name not in gone}
+        if self.policy.varies == "never" and set(line) <= set(self._asked.branches):
+            self._fixed = line
         return line
 
-    def tensors_of(self, line: Mapping[str, Weight]) -> tuple[tuple[Tensor, ...], Weights]:
+    def _gram(self, i: int, registers: Registers) -> Tensor | None:
+        wanted = self.policy.statistics(i, self.memory)
+        if wanted is None:
+            return None
+        names = list(dict.fromkeys(name for vector in wanted.vectors for name in vector))
+        basis = [[vector.get(name, 0.0) for name in names] for vector in wanted.vectors]
+        return ops.gram([registers[name] for name in names], basis, wanted.ones)
+
+    def tensors_of(self, line: Line) -> tuple[tuple[Tensor, ...], Weights]:
         """The registers of the newest tick that `line` reads, and its weights, in one order."""
-        tensors = tuple(self._registers[name] for name in line)
-        return tensors, tuple(on_device(w, tensors[0].device) for w in line.values())
+        tensors = tuple([self._registers[name] for name in line])
+        return tensors, tuple([w if isinstance(w, float) else on_device(w, tensors[0].device) for w in line.values()])
+
+    def prediction(self, i: int, x: Tensor, tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Weights]:
+        """`observed`, as the registers that are read and their weights."""
+        return self.tensors_of(self.observed(i, x, tensors))
 
 
 def mixed(line: Line, registers: Registers) -> Tensor:

@@ -33,6 +33,7 @@ class Run(NamedTuple):
     caller_scales: the caller has the guidance scale w, which the policy cannot see (a pipeline of diffusers), and forms
     u^ + w (c - u^) itself. `weights` of a policy without a scale of its own are then those of the unconditional
     prediction u^ alone.
+    first: the tick that the run begins at (image to image); those before it are never asked for.
     """
 
     batch: int
@@ -41,6 +42,7 @@ class Run(NamedTuple):
     stage: tuple[int, ...]
     parametrisation: Parametrisation
     caller_scales: bool = False
+    first: int = 0
 
     @property
     def steps(self) -> int:
@@ -79,8 +81,11 @@ class Policy:
 
     @property
     def varies(self) -> Varies:
-        """Whether branches and weights are the same at all ticks, known before the run, or follow the data."""
-        return "never"
+        """Whether branches and weights are the same at all ticks, known before the run, or follow the data.
+
+        A policy that never varies is asked once: it measures, remembers and decides nothing.
+        """
+        return "by data"
 
     def begin(self, run: Run) -> Memory:
         """ConfigError where the policy cannot serve such a run."""
@@ -95,8 +100,9 @@ class Policy:
         return None
 
     def weights(self, i: int, gram: Tensor | None, memory: Memory) -> Line:
-        """The guided prediction over this tick's branches and what is remembered.
+        """The guided prediction, a raw output of the network, over this tick's branches and what is remembered.
 
+        "x" is a register like any other: to give c x + d, where that is what the network would have to return.
         A register that an image has not evaluated must have weight 0 there, or not be in the line.
         """
         raise NotImplementedError

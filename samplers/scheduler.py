@@ -22,14 +22,15 @@ from ..errors import ConfigError, IncompatibleError
 from ..kernels import ops
 from .engine import Outputs, State, advance_and_feed, edit, start
 from .feeding import version_of
-from .from_config import is_flow, parametrisation_from_config, schedule_from_config
+from .from_config import parametrisation_from_config, schedule_from_config
 from .from_config import with_defaults as config_with_defaults
 from .levels import Level
 from .noise import GeneratorTape
+from .ragged import restart, row_of
 from .scheduler_fields import own_fields, usable, written
-from .scheduler_levels import Asked, run_levels
+from .scheduler_levels import Asked, run_levels, sigmas_of
 from .scheduler_pipelines import scheduler_config_of
-from .scheduler_schedules import LabelledFlow, PreconditionedVE
+from .scheduler_schedules import PreconditionedVE
 from .scheduler_ticks import tick_of
 from .solver import Solver
 from .solver_config import grid_of, solver_and_grid
@@ -178,15 +179,9 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         self._table = table
         self.timesteps = torch.tensor([float(v.time) for v in table.plan.nodes], dtype=torch.float32, device=device)
         self.num_inference_steps = len(table)
-        self.sigmas = self._sigmas(table)
+        self.sigmas = sigmas_of(table, self.config, self.schedule)
         self._issued.append(self.timesteps)
         self._begin = self._state = self._returned = None
-
-    def _sigmas(self, table: Table) -> Tensor:
-        flow, inverted = is_flow(self.config), isinstance(self.schedule, LabelledFlow) and self.schedule.inverted
-        pairs = [(float(v.sigma), float(v.alpha)) for v in (*table.plan.nodes, table.plan.targets[-1])]
-        values = [(a if inverted else s) if flow else s / a if a else float("inf") for s, a in pairs]
-        return torch.tensor(values, dtype=torch.float32)
 
     # --- diffusers' interface ---------------------------------------------------------------------------------------
 
@@ -240,7 +235,7 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
             state = edit(table, state, sample)
         level = table.plan.nodes[tick]
         noise = None
-        if table.row(tick, len(state.carry)).needs_noise:
+        if row_of(table, state).needs_noise:
             noise = GeneratorTape(generator).normal(tick, level, table.plan.targets[tick], state.x)
         prediction = Outputs(state.x, level, (model_output,), self.parametrisation)
         batch = None if sample.dtype == state.x.dtype else (sample.dtype, 1)  # the cast is part of the launch
@@ -249,6 +244,11 @@ class FewstepScheduler(SchedulerMixin, ConfigMixin):
         kept = result.clone() if result.is_inference() else result  # such tensors do not say that they were written to
         self._returned = (kept, version_of(kept))
         return SchedulerOutput(prev_sample=result) if return_dict else (result,)
+
+    def restart(self, images: Sequence[int]) -> None:
+        """From the next `step` on, the solver has forgotten what it remembered of these rows of the sample."""
+        if self._state is not None:
+            self._state = restart(self.table, self._state, images)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma eps, of original_samples' shape (B, ...) and dtype.

@@ -12,6 +12,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from ..errors import ConfigError
 from .from_config import is_flow, shift_from_config
 from .grids import Grid, Levels, check_levels, check_steps, from_times, uniform_lambda
@@ -19,6 +22,7 @@ from .levels import Level, NoiseSchedule, RectifiedFlow, level_at
 from .scheduler_schedules import LabelledFlow, PreconditionedVE
 from .shift import shift_levels, shift_of_mu, stretch_to_terminal
 from .solver import Solver
+from .table import Table
 
 _ROUNDED = 1e-3  # published sigmas have three or four digits: 14.615 for Stable Diffusion's 14.6146
 
@@ -182,6 +186,14 @@ def _told_before_shift(asked: Asked, scale: float, shift: float) -> bool:
         return False
     raise ConfigError(f"timesteps must be {scale:g} times the sigmas, before or after the time shift; got timesteps "
                       f"{list(asked.times or ())[:4]} with sigmas {list(asked.sigmas or ())[:4]}")  # fmt: skip
+
+
+def sigmas_of(table: Table, config: Mapping[str, Any], schedule: NoiseSchedule) -> Tensor:
+    """(ticks + 1,) float32 on the CPU: sigma of a flow model, else sigma / alpha, as diffusers' schedulers show."""
+    flow, inverted = is_flow(config), isinstance(schedule, LabelledFlow) and schedule.inverted
+    pairs = [(float(v.sigma), float(v.alpha)) for v in (*table.plan.nodes, table.plan.targets[-1])]
+    values = [(a if inverted else s) if flow else s / a if a else float("inf") for s, a in pairs]
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

@@ -278,8 +278,8 @@ def weighted(folded: Folded, weights: Weights) -> Folded:
     one = torch.ones(1, dtype=torch.float64, device=device)
     factors = {1 + j: w.double().reshape(-1) for j, w in enumerate(weights) if isinstance(w, Tensor)}
     columns = torch.stack([factors.get(k, one).expand(size) for k in folded.live], dim=-1)
-    constant = uploaded(folded.matrix, device, torch.float64)  # type: ignore[arg-type]
-    return folded._replace(matrix=constant * columns.unsqueeze(1))
+    matrix = folded.matrix if isinstance(folded.matrix, Tensor) else uploaded(folded.matrix, device, torch.float64)
+    return folded._replace(matrix=matrix * columns.unsqueeze(1))
 
 
 def check_same_schedule(found: dict[str, Any], schedule: NoiseSchedule) -> None:
