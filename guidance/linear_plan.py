@@ -1,5 +1,7 @@
 r"""Where LinearAG should evaluate u: chosen from one pass of fully guided runs, and fitted from the same pass.
 
+The gains of a frozen difference (DeltaReuse) come from the same pass.
+
 At every tick t the pass keeps the inner products of all predictions up to there (linear_fit). They give the residual
 |u_t - u^_t|^2 of any line, so any choice of the ticks that evaluate u has the cost
 
@@ -17,6 +19,7 @@ from typing import NamedTuple
 
 from ..errors import ConfigError
 from ..samplers.policy import Policy
+from .delta_reuse import DeltaReuse
 from .linear import Kind, LinearAG
 from .linear_fit import Batch, Inner, LinearFit, Recorder, record, regressors, residual, solved
 from .scale import Scale, check_scales
@@ -25,11 +28,12 @@ from .scale import Scale, check_scales
 class Recorded(NamedTuple):
     """inner: of every tick but the first, over all predictions up to it.       scale: w of the runs.
 
-    noise: d^2 of every tick; 0 of the first, which is never estimated.
+    noise: d^2 of every tick; 0 of the first, which is never estimated.       step: of every tick.
     """
 
     inner: dict[int, Inner]
     noise: tuple[float, ...]
+    step: tuple[int, ...]
     scale: Scale
 
 
@@ -55,7 +59,7 @@ def record_linear(
     seen = recorder.seen
     assert seen is not None
     noise = tuple(float(seen.parametrisation.eps_row(seen.nodes[t])[1]) ** 2 for t in measured)
-    return Recorded(inner, (0.0, *noise), recorder.scale)
+    return Recorded(inner, (0.0, *noise), tuple(seen.step), recorder.scale)
 
 
 def choose_kinds(
@@ -107,3 +111,20 @@ def squared_error(inner: Inner, names: Sequence[str], ridge: float) -> float:
 
 def _names(t: int, evaluated: tuple[int, ...]) -> tuple[str, ...]:
     return regressors(t, tuple("cfg" if k in evaluated else "linear" for k in range(t)))
+
+
+def fit_gains(recorded: Recorded, stop: float) -> DeltaReuse:
+    """DeltaReuse of this `stop` whose gains are least squares along the recorded runs, one per step.
+
+    g = sum_t <c_t - u_t, delta> / sum_t |delta|^2 over the ticks t of a step; 1 for the guided steps, which use none.
+    """
+    steps = recorded.step[-1] + 1
+    kept = max(i for i, step in enumerate(recorded.step) if step < max(1, int(stop * steps)))
+    products, sizes = [0.0] * steps, [0.0] * steps
+    for t in range(kept + 1, len(recorded.step)):
+        names, G, _ = recorded.inner[t]
+        c, u, c_k, u_k = (names.index(name) for name in ("cond", "uncond", f"cond@{kept}", f"uncond@{kept}"))
+        products[recorded.step[t]] += float(G[c, c_k] - G[c, u_k] - G[u, c_k] + G[u, u_k])
+        sizes[recorded.step[t]] += float(G[c_k, c_k] - 2.0 * G[c_k, u_k] + G[u_k, u_k])
+    gains = tuple(p / s if s > 0.0 else 1.0 for p, s in zip(products, sizes, strict=True))
+    return DeltaReuse(recorded.scale, stop, gains)

@@ -3,13 +3,15 @@
 from itertools import combinations
 
 import pytest
+import torch
 
 from fewstep.errors import ConfigError
 from fewstep.guidance.cfg import CFG
+from fewstep.guidance.delta_reuse import DeltaReuse
 from fewstep.guidance.linear import kinds_alternating, kinds_leading
 from fewstep.guidance.linear_fit import fit_linear
-from fewstep.guidance.linear_plan import choose_kinds, fit_recorded, record_linear
-from fewstep.samplers import EPS, FLOW, X0, V, solve
+from fewstep.guidance.linear_plan import choose_kinds, fit_gains, fit_recorded, record_linear
+from fewstep.samplers import EPS, FLOW, X0, DPMpp2S, V, solve
 
 from .gaussians import SCALE, anisotropic, distance, problem
 
@@ -83,6 +85,25 @@ def test_weights_are_in_noise():
         table, _, _, found = recorded(kind)
         rows = [float(kind.eps_row(node)[1]) ** 2 for node in table.plan.nodes[1:]]
         assert found.noise == pytest.approx((0.0, *rows))
+
+
+def test_gains_of_a_frozen_difference():
+    """Against least squares on the recorded outputs; two ticks of a step of 2S share a gain."""
+    table, held, run = problem(solver=DPMpp2S(), variances=anisotropic(5), steps=4)
+    policy = fit_gains(record_linear(run, (10, 11), len(table), scale=SCALE), 0.5)
+    logs = []
+    for seed in (10, 11):
+        network, x = held(seed)
+        solve(table, network, x, guidance=CFG(SCALE))
+        logs.append([call["cond"] - call["uncond"] for call in network.log])
+    kept, *rest = (torch.cat([log[i] for log in logs]) for i in range(3, 7))
+    two = torch.stack(rest[:2])
+    expected = ((two * kept).sum() / (2 * kept * kept).sum(), (rest[2] * kept).sum() / (kept * kept).sum())
+    assert policy.gain == pytest.approx((1.0, 1.0, *map(float, expected)), rel=1e-9)
+    assert abs(policy.gain[2] - 1.0) > 1e-3
+    fitted, plain = (solve(table, *held(99), guidance=p).x for p in (policy, DeltaReuse(SCALE)))
+    full = solve(table, *held(99), guidance=CFG(SCALE)).x
+    assert distance(fitted, full) < distance(plain, full)
 
 
 def test_refusals():
