@@ -68,6 +68,15 @@ def test_a_run_costs_a_row_for_each_tick_and_one_for_each_guided_tick(family):
     assert torch.equal(found, interval) and rows == STEPS + ticks
 
 
+def test_the_step_that_crosses_may_be_left_unguided():
+    tiny = modular_wan()
+    _, _, report = attached_run(tiny, AdaptiveGuidance(2.0))
+    threshold, ticks = early(report.scores)
+    found, rows, _ = attached_run(tiny, AdaptiveGuidance(threshold, rule="same"))
+    interval, _, _ = attached_run(tiny, Interval(stop=(ticks - 0.5) / STEPS))
+    assert torch.equal(found, interval) and rows == STEPS + ticks
+
+
 @families
 def test_a_batch_is_its_images_one_by_one(family):
     """The last image to switch decides the cost, and nothing else."""
