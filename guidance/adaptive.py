@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, NumericsError
-from ..samplers.policy import Images, Line, Memory, Policy, Run, Statistics, Varies
+from ..kernels.upload import to_device
+from ..samplers.guided import on_device
+from ..samplers.policy import Images, Line, Memory, Policy, Run, Statistics, Varies, Weight
 from .scale import Scale, check_run, check_scales, scale_at, towards
 from .space import Space, check_space, in_space
 
@@ -75,6 +77,8 @@ class AdaptiveGuidance(Policy):
             raise ConfigError(f"max_fraction must be from 0 to 1, got {self.max_fraction!r}")
         if self.rule == "same" and self.lag:
             raise ConfigError('rule="same" decides a step by its own gamma: lag must be 0')
+        if self.rule == "same" and self.lower_order:
+            raise ConfigError('lower_order needs rule="next": with "same" the step that crosses is already under way')
 
     @property
     def varies(self) -> Varies:
@@ -90,10 +94,11 @@ class AdaptiveGuidance(Policy):
         guided, w = self._guided(i, memory), scale_at(self.scale, i, memory.run)
         if not guided or w == 1.0:
             return {"cond": None}
-        return {"uncond": guided} if w == 0.0 and len(guided) == memory.run.batch else {"uncond": guided, "cond": None}
+        rest = tuple(k for k in memory.run.everyone if k not in guided)
+        return {"uncond": guided, "cond": rest if w == 0.0 else None}
 
     def statistics(self, i: int, memory: Memory) -> Statistics | None:
-        if memory.run.stage[i] or len(self.branches(i, memory)) < 2:
+        if memory.run.stage[i] or scale_at(self.scale, i, memory.run) in (0.0, 1.0) or not self._guided(i, memory):
             return None
         return Statistics(tuple(in_space(self.space, branch, i, memory.run) for branch in ("cond", "uncond")))
 
@@ -101,17 +106,18 @@ class AdaptiveGuidance(Policy):
         run, everyone, w = memory.run, memory.run.everyone, scale_at(self.scale, i, memory.run)
         guided = set(self._guided(i, memory)) if w != 1.0 else set()
         before, after = towards(w, {"uncond": 1.0}), self._after(w, i, memory)
-        if len(guided) == run.batch:
-            line = before
-        else:
-            names = [*before, *(n for n in after if n not in before)] if guided else [*after]
-            line = {n: tuple((before if k in guided else after).get(n, 0.0) for k in everyone) for n in names}  # type: ignore[misc]
-        if gram is None or self.rule == "next" or run.step[i] < self.min_steps:
+        line: dict[str, Weight] = dict(before)
+        if len(guided) < run.batch:
+            names = dict.fromkeys((*before, *after)) if guided else after
+            line = {n: tuple(_number(before if k in guided else after, n) for k in everyone) for n in names}
+        if gram is None or self.rule == "next" or _step(i, run) < self.min_steps:
             return line
         crossed = cosine(gram) >= self.threshold
-        crossed = crossed.all().expand_as(crossed) if self.batch == "all" else crossed
-        rest = torch.tensor([k not in guided for k in everyone], device=gram.device)
-        return {n: torch.where(crossed & ~rest, after.get(n, 0.0), _tensor(line.get(n, 0.0), crossed))
+        if self.batch == "all":
+            before_now = to_device([s is not None for s in memory.state.steps], gram.device, torch.bool)
+            crossed = (crossed | before_now).all().expand_as(crossed)
+        rest = to_device([k not in guided for k in everyone], gram.device, torch.bool)
+        return {n: torch.where(crossed & ~rest, _number(after, n), _tensor(line.get(n, 0.0), crossed))
                 for n in {**line, **after}}  # fmt: skip
 
     def _after(self, w: float | None, i: int, memory: Memory) -> Line:
@@ -121,11 +127,13 @@ class AdaptiveGuidance(Policy):
         return towards(w, {"cond": 1.0, "delta": -1.0})
 
     def _has_delta(self, i: int, memory: Memory) -> bool:
-        return any(self._guided(k, memory) for k in range(i))
+        scales = (scale_at(self.scale, k, memory.run) for k in range(memory.run.first, i))
+        return any(w not in (0.0, 1.0) and self._guided(k, memory) for k, w in enumerate(scales, memory.run.first))
 
     def remember(self, i: int, memory: Memory) -> dict[str, Line]:
         guided = self._guided(i, memory)
-        if self.on_switch == "cond" or "uncond" not in self.branches(i, memory):
+        w = scale_at(self.scale, i, memory.run)
+        if self.on_switch == "cond" or not guided or w in (0.0, 1.0):
             return {}
         new = tuple(float(k in guided) for k in memory.run.everyone)
         line: dict[str, tuple[float, ...]] = {"cond": new, "uncond": tuple(-v for v in new)}
@@ -144,13 +152,12 @@ class AdaptiveGuidance(Policy):
             if math.isnan(scores[image]):
                 raise NumericsError(f"gamma of image {image} at tick {i} ({run.nodes[i]}) is not a number: the "
                                     "network's predictions there are not finite")  # fmt: skip
-        early = step + 1 < self.min_steps if self.rule == "next" else step < self.min_steps
+        early = _step(i, run) + (self.rule == "next") < self.min_steps
         new = {k for k in guided if scores[k] >= self.threshold and not early}
         steps = tuple(step if k in new and s is None else s for k, s in enumerate(memory.state.steps))
         from_tick = self._switch_tick(i, run)
         if self.batch == "all":
-            ready = all(s is not None for s in steps) if self.rule == "next" else len(new) == run.batch
-            switching = set(run.everyone) if ready else set()
+            switching = set(run.everyone) if all(s is not None for s in steps) else set()
         else:
             switching = new
         ticks = tuple(from_tick if t is None and k in switching else t for k, t in enumerate(memory.state.ticks))
@@ -164,16 +171,22 @@ class AdaptiveGuidance(Policy):
         return tick
 
     def restarts(self, i: int, memory: Memory) -> tuple[int, ...]:
-        if not self.lower_order or i == 0:
+        if not self.lower_order or i == memory.run.first:
             return ()
         guided = set(self._guided(i, memory))
         return tuple(k for k in self._guided(i - 1, memory) if k not in guided)
 
     def _guided(self, i: int, memory: Memory) -> tuple[int, ...]:
         run = memory.run
-        if run.step[i] >= math.ceil(self.max_fraction * run.steps - 1e-9) and run.step[i] >= self.min_steps:
+        steps = _step(len(run.step) - 1, run) + 1
+        if _step(i, run) >= max(math.ceil(self.max_fraction * steps - 1e-9), self.min_steps):
             return ()
         return tuple(k for k, t in enumerate(memory.state.ticks) if t is None or i < t)
+
+
+def _step(i: int, run: Run) -> int:
+    """The step of tick i, counted from the one that the run begins with."""
+    return run.step[i] - run.step[run.first]
 
 
 def cosine(gram: Tensor) -> Tensor:
@@ -182,5 +195,13 @@ def cosine(gram: Tensor) -> Tensor:
     return torch.where(norms == 0.0, -1.0, gram[:, 0, 1] / norms).clamp(-1.0, 1.0)
 
 
-def _tensor(weight: object, like: Tensor) -> Tensor:
-    return torch.as_tensor(weight, dtype=torch.float64, device=like.device).expand(like.shape)
+def _number(line: Line, name: str) -> float:
+    weight = line.get(name, 0.0)
+    assert isinstance(weight, float)
+    return weight
+
+
+def _tensor(weight: Weight, like: Tensor) -> Tensor:
+    """[B], without making the host wait."""
+    w = on_device(weight, like.device)
+    return w if isinstance(w, Tensor) else torch.full(like.shape, w, dtype=torch.float64, device=like.device)

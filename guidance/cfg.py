@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -67,13 +66,13 @@ class CFG(Policy):
         return Statistics(({"cond": 1.0}, {"uncond": 1.0}), ones=True) if self.rescale and w not in (0.0, 1.0) else None
 
     def weights(self, i: int, gram: Tensor | None, memory: Memory) -> Line:
-        line = towards(scale_at(self.scale, i, memory.run), {"uncond": 1.0})
-        if gram is None:
+        w = scale_at(self.scale, i, memory.run)
+        line = towards(w, {"uncond": 1.0})
+        if gram is None or w is None:
             return line
-        w = torch.tensor([line["cond"], line["uncond"]], dtype=torch.float64, device=gram.device)
-        cov = covariance(gram)
-        std_cond, std = cov[:, 0, 0].sqrt(), torch.einsum("k,bkm,m->b", w, cov, w).sqrt()
-        factor = self.rescale * std_cond / std + (1.0 - self.rescale)
+        cov, v = covariance(gram), 1.0 - w
+        variance = w * w * cov[:, 0, 0] + 2.0 * w * v * cov[:, 0, 1] + v * v * cov[:, 1, 1]
+        factor = self.rescale * (cov[:, 0, 0] / variance).sqrt() + (1.0 - self.rescale)
         return {name: weight * factor for name, weight in line.items()}  # type: ignore[operator]
 
 

@@ -47,11 +47,12 @@ class Interval(Policy):
     def begin(self, run: Run) -> Memory:
         """The state is the set of guided steps."""
         check_run(self.scale, run, "Interval")
-        inside = set(range(int(self.start * run.steps), int(self.stop * run.steps)))
+        first, last = (int(part * run.steps + 1e-9) for part in (self.start, self.stop))  # 0.29 * 100 is 28.99...
+        inside = set(range(first, last))
         if self.sigma is not None:
             lo, hi = self.sigma
-            first = {step: run.nodes[i] for i, step in reversed(list(enumerate(run.step)))}
-            noise = {k: float(v.sigma) / float(v.alpha) if v.alpha else math.inf for k, v in first.items()}
+            begin = {step: run.nodes[i] for i, step in reversed(list(enumerate(run.step)))}
+            noise = {k: float(v.sigma) / float(v.alpha) if v.alpha else math.inf for k, v in begin.items()}
             inside = {step for step in inside if lo < noise[step] <= hi}
         return Memory(run, frozenset(inside))
 

@@ -146,9 +146,19 @@ class AdaptiveReport:
         return [len(self.branches) * n for n in self.ticks]
 
     @property
+    def nfe_per_branch(self) -> dict[str, tuple[int, ...]]:
+        """Per image: how often each branch was evaluated."""
+        return {branch: tuple(self.ticks) for branch in self.branches}
+
+    @property
     def nfe(self) -> int:
         """Image rows x branches over the whole batch, rejected steps included."""
         return sum(self.nfe_per_image)
+
+    def __str__(self) -> str:
+        steps = zip(self.accepted, self.rejected, strict=True)
+        each = ", ".join(f"{done} accepted and {again} rejected" for done, again in steps)
+        return f"{self.evaluations} evaluations, {self.nfe / max(self.batch, 1):.4g} NFE an image\n  steps: {each}"
 
 
 class _Run:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
-from .guided import Asked, Guided
+from .guided import Asked, ConditionalOnly, Guided
 from .levels import Level
 from .policy import Images
 
@@ -70,10 +72,15 @@ class Report:
 
         An image that did not evaluate all branches at a tick has a NaN there.
         """
-        if self.guided is None:
-            return {}
-        self.guided.settle(len(self.guided.run.nodes))
-        return self.guided.scores
+        return {} if self.guided is None else self.guided.measured()
+
+    @property
+    def saved(self) -> float:
+        """The part of the network rows that was saved, of all branches at every tick: with a policy at least two."""
+        branches = {branch for tick in self.ticks for branch in tick.branches}
+        policy = self.guided is not None and not isinstance(self.guided.policy, ConditionalOnly)
+        full = max(2 if policy else 1, len(branches)) * self.batch * self.evaluations
+        return 1.0 - self.nfe / full if full else 0.0
 
     @property
     def switched(self) -> tuple[int | None, ...]:
@@ -85,6 +92,31 @@ class Report:
             after = guided[-1] + 1 if guided else 0
             found.append(evaluated[after].tick if after < len(evaluated) else None)
         return tuple(found)
+
+    @property
+    def switched_steps(self) -> tuple[int | None, ...]:
+        """`switched` in steps; of a run without a policy (or captured in graphs) nobody knows them: None."""
+        steps = () if self.guided is None else self.guided.run.step
+        return tuple(steps[k] if k is not None and k < len(steps) else None for k in self.switched)
+
+    def __str__(self) -> str:
+        each = self.nfe / max(self.batch, 1)
+        lines = [f"{self.evaluations} evaluations, {each:.4g} NFE an image ({100.0 * self.saved:.0f} % saved)"]
+        for branch, counts in self.nfe_per_branch.items():
+            lines.append(f"  {branch}: {_each(counts)}")
+        if any(k is not None for k in self.switched_steps):
+            lines.append(f"  cond alone from step: {_each(['never' if k is None else k for k in self.switched_steps])}")
+        if self.scores:
+            columns = zip(*self.scores.values(), strict=True)
+            ends = [[value for value in column if not math.isnan(value)] for column in columns]
+            spans = [f"{v[0]:.4g} to {v[-1]:.4g}" if v else "none" for v in ends]
+            lines.append(f"  score, first to last: {_each(spans)}")
+        return "\n".join(lines)
+
+
+def _each(values: Sequence[object]) -> str:
+    """One per image, or the one that all share."""
+    return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
 
 
 class Result(NamedTuple):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
+from fewstep.guidance.cfg import CFG
 from fewstep.samplers import (
     DPMpp2M,
     DPMpp2S,
@@ -68,11 +67,8 @@ def test_guided_pipeline_is_the_folded_native_loop(pipes, family, solver):
     pipe = with_solver(pipes[family], solver)
     latents, calls = run(pipe, guidance_scale=scale)
     x, tape = noise_and_tape()
-    guidance = SimpleNamespace(
-        branches=lambda i, memory: ("uncond", "cond"), weights=lambda i, gram, memory: (1 - scale, scale)
-    )
     table = table_of(solver, pipe.scheduler.schedule)
-    native = solve(table, RecordedNetwork(pipe, calls), x, guidance=guidance, tape=tape)
+    native = solve(table, RecordedNetwork(pipe, calls), x, guidance=CFG(scale), tape=tape)
     difference = relative(latents, native.x)
     print(f"{family} {solver}: {difference:.1e}")
     assert difference < 1e-4
