@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from importlib import import_module
+from os import PathLike
 from typing import Any
 
 from ..errors import ConfigError, IncompatibleError
@@ -20,6 +21,8 @@ from ..samplers.policy import Policy
 from ..samplers.scheduler import FewstepScheduler
 from .attach_layouts import TAKE_OVER, Layout, layout_of
 from .attach_session import AttachReport, Session, arguments_of
+from .made_for import MadeFor
+from .named import policy_of
 
 __all__ = ["Attached", "attach"]
 
@@ -32,8 +35,10 @@ class Attached:
     report: what the newest call cost, None before the first or without a policy. See AttachReport.
     """
 
-    def __init__(self, pipe: Any, policy: Policy | None, layout: Layout | None) -> None:
-        self.pipe, self.policy, self.layout = pipe, policy, layout
+    def __init__(
+        self, pipe: Any, policy: Policy | None, layout: Layout | None, made_for: MadeFor | None = None
+    ) -> None:
+        self.pipe, self.policy, self.layout, self.made_for = pipe, policy, layout, made_for
         self.report: AttachReport | None = None
         self._kind: type = type(pipe)
         self._schedulers: tuple[Any, Any] | None = None
@@ -67,7 +72,8 @@ class Attached:
             raise IncompatibleError("an attached pipeline was called while another call of it runs, and both would "
                                     "share the policy's memory: wait for the first, or attach to a copy")  # fmt: skip
         _check_restarts(self.policy, pipe)
-        session = Session(pipe, self.layout, self.policy, *arguments_of(call, pipe, args, kwargs))
+        given, everything = arguments_of(call, pipe, args, kwargs)
+        session = Session(pipe, self.layout, self.policy, given, everything, self.made_for)
         self._running, self.report = True, None
         count = pipe.__dict__.pop("_num_timesteps", None)  # so that it is this call's, if it is there
         try:
@@ -80,14 +86,19 @@ class Attached:
 
 
 def attach(
-    pipe: Any, solver: Any = None, guidance: Policy | None = None, *, grid: str | Mapping[str, Any] | None = None
+    pipe: Any,
+    solver: Any = None,
+    guidance: Policy | str | PathLike[str] | None = None,
+    *,
+    grid: str | Mapping[str, Any] | None = None,
 ) -> Attached:
     """Put a solver, a guidance policy, or both into a pipeline of diffusers.
 
     pipe: a pipeline; it is changed until `detach()`. Its components may be shared with other pipelines, offloaded and
     compiled, before or after.
     solver, grid: as in FewstepScheduler, which becomes pipe.scheduler.
-    guidance: a policy, such as AdaptiveGuidance(). One without a scale takes the guidance scale of each call; where it
+    guidance: a policy, such as AdaptiveGuidance(), a name ("adaptive:threshold=0.998"), or the file of one, which
+    refuses calls for which it was not calibrated. One without a scale takes the guidance scale of each call; where it
     has one, calls must not give another. In a call without guidance it does nothing, and the report says so.
     Returns an Attached, whose report after a call says what it cost.
     Errors: ConfigError for nothing to attach, a pipeline that something is attached to already, two scales that differ,
@@ -97,16 +108,18 @@ def attach(
         raise ConfigError("attach needs solver=..., guidance=... or both, got neither")
     if solver is None and grid is not None:
         raise ConfigError(f"grid={grid!r} is the grid of a solver: give solver=... too")
-    if getattr(type(pipe), _MARK, None) is not None:
+    other = getattr(type(pipe), _MARK, None)
+    if other is not None and other.pipe is pipe:
         raise ConfigError(f"something is attached to this {type(pipe).__name__} already: detach() it first, or give "
                           "solver and guidance to one attach")  # fmt: skip
-    if guidance is not None and not isinstance(guidance, Policy):
-        raise ConfigError(f"guidance must be a policy, such as AdaptiveGuidance(), got {guidance!r}")
-    layout = None if guidance is None else layout_of(pipe)
+    if other is not None:
+        pipe.__class__ = other._kind  # a copy of an attached pipeline, to which nothing is attached
+    policy, made_for = (None, None) if guidance is None else policy_of(guidance)
+    layout = None if policy is None else layout_of(pipe)
     scheduler = None if solver is None else FewstepScheduler.of(pipe, solver=solver, grid=grid)
-    if guidance is not None and scheduler is None:
-        _check_restarts(guidance, pipe)
-    attached = Attached(pipe, guidance, layout)
+    if policy is not None and scheduler is None:
+        _check_restarts(policy, pipe)
+    attached = Attached(pipe, policy, layout, made_for)
     attached._install(scheduler)
     return attached
 

@@ -160,7 +160,10 @@ def _control(session: Session, known: _Arguments, forward: Callable, args: tuple
     if rows is None:
         return forward(*args, **kwargs)
     args, kwargs = known.taken(rows, args, kwargs)
-    down, middle = forward(*args, **kwargs)
+    found = forward(*args, **kwargs)
+    if not isinstance(found, tuple):
+        raise IncompatibleError(f"the ControlNet returned {type(found).__name__}, expected a tuple (return_dict=False)")
+    down, middle = found
     return [rows.put(tensor) for tensor in down], rows.put(middle)
 
 
@@ -198,7 +201,12 @@ class _Arguments:
         self.signature: Signature = signature_of(module)
 
     def named(self, args: tuple, kwargs: dict) -> dict[str, Any]:
-        return {**dict(zip(_names(self.kind), args, strict=False)), **kwargs}
+        named = {**dict(zip(_names(self.kind), args, strict=False)), **kwargs}
+        missing = {self.signature.sample, self.signature.time} - set(named)
+        if missing:
+            raise IncompatibleError(f"{self.kind.__name__} was called without {min(missing)}: its forward is not the "
+                                    "one that is known, or something without its signature wraps it")  # fmt: skip
+        return named
 
     def taken(self, rows: Rows, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments for some rows. Errors: IncompatibleError for one that is not known to have the batch or not."""

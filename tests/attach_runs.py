@@ -25,6 +25,9 @@ from diffusers import (
 )
 from PIL import Image
 
+from fewstep.guidance.adaptive import AdaptiveGuidance
+from fewstep.guidance.attach import attach
+
 from . import tiny_batched, tiny_flow, tiny_video
 from .tiny import tiny_controlnet, tiny_sd, tiny_sdxl
 from .tiny_batched import quiet
@@ -90,6 +93,19 @@ def run(tiny: Tiny, image: int | None = None, **changes: Any) -> torch.Tensor:
     found = tiny.pipe(**call, generator=generator)
     found = found.images if hasattr(found, "images") else found.frames
     return torch.as_tensor(np.asarray(found)) if not isinstance(found, torch.Tensor) else found
+
+
+def raw(threshold: float, **fields: Any) -> AdaptiveGuidance:
+    """Adaptive guidance that looks at the network's own outputs."""
+    return AdaptiveGuidance(threshold, space="raw", **fields)
+
+
+def gammas_of(tiny: Tiny) -> dict[int, tuple[float, ...]]:
+    """Tick -> gamma of every image, of raw predictions in a run that is guided to its end."""
+    with attach(tiny.pipe, guidance=raw(2.0)) as attached:
+        run(tiny)
+    assert attached.report is not None
+    return attached.report.scores
 
 
 def one(value: Any, image: int) -> Any:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import (
     HeunDiscreteScheduler,
-    IPNDMScheduler,
     KDPM2DiscreteScheduler,
-    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
-from diffusers.models.attention_processor import PAGCFGIdentitySelfAttnProcessor2_0
 
-import fewstep
 from fewstep.errors import ConfigError, IncompatibleError
 from fewstep.guidance.adaptive import AdaptiveGuidance
 from fewstep.guidance.attach import attach
@@ -24,11 +21,10 @@ from fewstep.guidance.cfg import CFG
 from fewstep.guidance.delta_reuse import DeltaReuse
 from fewstep.guidance.interval import Interval
 from fewstep.guidance.searched import SearchedPolicy
-from fewstep.samplers import DPMpp2M
+from fewstep.samplers import DPMpp2M, solve
 from fewstep.samplers.scheduler import FewstepScheduler
 
-from . import tiny_flow
-from .attach_runs import STEPS, counted, guided, run, sd
+from .attach_runs import STEPS, counted, gammas_of, guided, raw, run, sd
 from .pipeline_runs import relative
 from .thresholds import apart, crossings, early
 from .tiny_flow import Tiny
@@ -50,9 +46,7 @@ def plain(tiny) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def gammas(tiny) -> dict[int, tuple[float, ...]]:
     """Of the raw predictions of a run that is guided to the end."""
-    with attach(tiny.pipe, guidance=raw(2.0)) as attached:
-        run(tiny)
-    return attached.report.scores
+    return gammas_of(tiny)
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +57,6 @@ def untouched(request):
         pipe = request.getfixturevalue("tiny").pipe
         assert type(pipe) is StableDiffusionPipeline and "forward" not in vars(pipe.unet)
         assert not isinstance(pipe.scheduler, FewstepScheduler)
-
-
-def raw(threshold: float, **fields) -> AdaptiveGuidance:
-    return AdaptiveGuidance(threshold, space="raw", **fields)
 
 
 # --- policies --------------------------------------------------------------------------------------------------------
@@ -230,97 +220,6 @@ def test_a_solver_alone_has_no_report(tiny):
         assert attached.report is None and tiny.pipe.scheduler.solver == DPMpp2M()
 
 
-# --- as it was -------------------------------------------------------------------------------------------------------
-
-
-def test_calls_do_not_know_of_each_other(tiny, plain, gammas):
-    """A second call, one after another number of steps, one after an exception in mid-run, one after detach."""
-
-    def stop(pipe, i, t, tensors):
-        if i == 2:
-            raise RuntimeError("stopped")
-        return tensors
-
-    with attach(tiny.pipe, guidance=raw(apart(gammas))) as attached:
-        first, report = run(tiny), attached.report
-        run(tiny, num_inference_steps=3)
-        assert torch.equal(run(tiny), first)
-        with pytest.raises(RuntimeError, match="stopped"):
-            run(tiny, callback_on_step_end=stop)
-        assert len(attached.report.ticks) == 3 and "forward" not in vars(tiny.denoiser)
-        assert torch.equal(run(tiny), first) and attached.report.nfe_per_image == report.nfe_per_image
-    assert torch.equal(run(tiny), plain)
-    attached.detach()  # once more does nothing
-
-
-def test_other_pipelines_share_the_components(tiny, plain):
-    other = StableDiffusionPipeline(**tiny.pipe.components, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    with attach(tiny.pipe, guidance=raw(-1.0)):
-        run(tiny)
-        assert torch.equal(run(tiny._replace(pipe=other)), plain)
-
-
-def test_the_pipeline_stays_what_it_is(tiny, tmp_path):
-    with attach(tiny.pipe, guidance=raw(2.0)):
-        kind = type(tiny.pipe)
-        assert isinstance(tiny.pipe, StableDiffusionPipeline) and kind.__name__ == "StableDiffusionPipeline"
-        assert kind.__module__ == StableDiffusionPipeline.__module__
-        assert set(tiny.pipe.components) >= {"unet", "vae"}
-        assert kind.__call__.__doc__ == StableDiffusionPipeline.__call__.__doc__
-
-
-def test_detach_in_mid_run_ends_with_that_run(tiny, plain):
-    attached = attach(tiny.pipe, guidance=raw(2.0))
-
-    def leave(pipe, i, t, tensors):
-        attached.detach()
-        return tensors
-
-    assert torch.equal(run(tiny, callback_on_step_end=leave), plain)
-    assert type(tiny.pipe) is StableDiffusionPipeline
-
-
-def test_a_call_inside_a_call_is_refused(tiny):
-    def again(pipe, i, t, tensors):
-        run(tiny)
-        return tensors
-
-    with attach(tiny.pipe, guidance=raw(2.0)), pytest.raises(IncompatibleError, match="while another call"):
-        run(tiny, callback_on_step_end=again)
-
-
-def test_several_images_a_prompt(tiny):
-    generators = [torch.Generator().manual_seed(k) for k in range(4)]
-    states = [g.get_state() for g in generators]
-
-    def four():
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        return tiny.pipe(**tiny.call, num_images_per_prompt=2, generator=generators).images
-
-    plain = four()
-    with attach(tiny.pipe, guidance=raw(2.0)) as attached:
-        assert torch.equal(four(), plain)
-    threshold = apart(attached.report.scores)
-    with attach(tiny.pipe, guidance=raw(threshold)) as attached, counted(tiny.denoiser) as rows:
-        four()
-    assert attached.report.batch == 4 and sum(rows) == attached.report.nfe < 8 * STEPS
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
-    tiny = guided(tiny_flow.sd3, 2)
-    tiny.pipe.to(dtype)
-    tiny.call.update({k: v.to(dtype) for k, v in tiny.call.items() if isinstance(v, torch.Tensor)})
-    plain = run(tiny)
-    with attach(tiny.pipe, guidance=raw(2.0)) as attached:
-        assert torch.equal(run(tiny), plain)
-    with attach(tiny.pipe, guidance=raw(apart(attached.report.scores))) as attached:
-        found = run(tiny)
-    assert found.dtype == plain.dtype and found.isfinite().all() and attached.report.nfe < 4 * STEPS
-
-
 # --- with a solver ---------------------------------------------------------------------------------------------------
 
 
@@ -340,95 +239,32 @@ def test_lower_order_needs_our_solver_and_makes_it_begin_anew(tiny, gammas):
     assert relative(found[True], found[False]) > 1e-4
 
 
-def test_a_scheduler_that_was_put_in_later_stays(tiny):
-    before = tiny.pipe.scheduler
-    try:
-        with attach(tiny.pipe, solver="2m"):
-            tiny.pipe.scheduler = later = HeunDiscreteScheduler.from_config(before.config)
-        assert tiny.pipe.scheduler is later
-    finally:
-        tiny.pipe.scheduler = before
+class Native:
+    """The UNet of a pipeline as a network of our own loop, with the embeddings of both branches."""
+
+    def __init__(self, tiny: Tiny, schedule, parametrisation) -> None:
+        words, others = tiny.call["prompt"], tiny.call["negative_prompt"]
+        cond, uncond = tiny.pipe.encode_prompt(words, "cpu", 1, True, negative_prompt=others)
+        self.unet, self.embeds = tiny.denoiser, {"cond": cond, "uncond": uncond}
+        self.schedule, self.parametrisation = schedule, parametrisation
+
+    def __call__(self, x, level, branches, rows=None):
+        rows = torch.arange(len(x)) if rows is None else rows
+        embeds = torch.cat([self.embeds[b][rows] for b in branches])
+        out = self.unet(torch.cat([x[rows]] * len(branches)), torch.tensor(level.time), encoder_hidden_states=embeds)
+        return out[0].chunk(len(branches))
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_attached(tiny):
-    with pytest.raises(ConfigError, match="needs solver="):
-        attach(tiny.pipe)
-    with pytest.raises(ConfigError, match="grid="):
-        attach(tiny.pipe, guidance=raw(0.9), grid="karras")
-    with pytest.raises(ConfigError, match="AdaptiveGuidance"):
-        attach(tiny.pipe, guidance="ag")  # type: ignore[arg-type]
-    with attach(tiny.pipe, guidance=raw(0.9)), pytest.raises(ConfigError, match="already"):
-        attach(tiny.pipe, guidance=raw(0.9))
-    assert fewstep.attach is attach
-
-
-def test_pipelines_that_are_not_known():
-    parts = sd(1).pipe.components
-    edit = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
-    with pytest.raises(IncompatibleError, match=r"InstructPix2Pix.*three.*StableDiffusionPipeline"):
-        attach(edit, guidance=raw(0.9))
-
-    class Own(StableDiffusionPipeline):
-        def __call__(self, *args, **kwargs):
-            return super().__call__(*args, **kwargs)
-
-    class Named(StableDiffusionPipeline):
-        pass
-
-    with pytest.raises(IncompatibleError, match="Own"):
-        attach(Own(**parts, requires_safety_checker=False), guidance=raw(0.9))
-    named = Named(**parts, requires_safety_checker=False)
-    with attach(named, guidance=raw(0.9)):
-        assert isinstance(named, Named)
-    assert type(named) is Named
-
-
-def test_a_scheduler_that_is_not_known_allows_raw_predictions_alone(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.pipe, "scheduler", IPNDMScheduler())
-    plain = run(tiny)
-    with attach(tiny.pipe, guidance=raw(2.0)):
-        assert torch.equal(run(tiny), plain)
-    for other in (AdaptiveGuidance(0.9), Interval(sigma=(0.3, 5.0))):
-        with attach(tiny.pipe, guidance=other), pytest.raises(IncompatibleError, match='space="raw"'):
-            run(tiny)
-
-
-def test_arguments_that_nobody_knows_how_to_cut_are_refused_by_name(tiny):
-    masks = {"ip_adapter_masks": [torch.ones(1, 1, 8, 8)]}
-    with attach(tiny.pipe, guidance=raw(2.0)), pytest.raises(IncompatibleError, match="cross_attention_kwargs"):
-        run(tiny, cross_attention_kwargs=masks)
-
-
-def test_attention_that_mixes_rows_is_refused():
-    tiny = guided(sd, 1)
-    tiny.denoiser.set_attn_processor(PAGCFGIdentitySelfAttnProcessor2_0())
-    with attach(tiny.pipe, guidance=raw(2.0)), pytest.raises(IncompatibleError, match="set_default_attn_processor"):
+@pytest.mark.parametrize("lower_order", [False, True])
+def test_the_native_loop_decides_and_computes_the_same(lower_order, tiny):
+    """Pipeline and loop, with one solver, one policy and one noise."""
+    noise = torch.cat([torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(k)) for k in range(2)])
+    with attach(tiny.pipe, solver="2m", guidance=AdaptiveGuidance(2.0, space="x0")) as attached:
         run(tiny)
-
-
-def test_a_cache_is_refused(monkeypatch):
-    tiny = guided(tiny_flow.sd3, 1)
-    monkeypatch.setattr(type(tiny.denoiser), "is_cache_enabled", True, raising=False)
-    with attach(tiny.pipe, guidance=raw(2.0)), pytest.raises(IncompatibleError, match="disable_cache"):
-        run(tiny)
-
-
-def test_a_policy_that_asks_for_what_the_pipeline_has_not(tiny):
-    class Third(CFG):
-        def branches(self, i, memory):
-            return {"uncond": None, "cond": None, "image": None}
-
-    class Some(CFG):
-        def branches(self, i, memory):
-            return {"uncond": (0,), "cond": (1,)}
-
-        def weights(self, i, gram, memory):
-            return {"uncond": (1.0, 0.0), "cond": (0.0, 1.0)}
-
-    with attach(tiny.pipe, guidance=Third()), pytest.raises(IncompatibleError, match="'image'"):
-        run(tiny)
-    with attach(tiny.pipe, guidance=Some(4.0)), pytest.raises(IncompatibleError, match="no branch for all"):
-        run(tiny)
+    policy = AdaptiveGuidance(apart(attached.report.scores), space="x0", lower_order=lower_order)
+    with attach(tiny.pipe, solver="2m", guidance=policy) as attached:
+        found, scheduler = run(tiny), tiny.pipe.scheduler
+    network = Native(tiny, scheduler.schedule, scheduler.parametrisation)
+    native = solve(scheduler.table, network, noise, guidance=replace(policy, scale=4.0))
+    assert native.report.nfe_per_image == attached.report.nfe_per_image
+    assert relative(found, native.x) < CLOSE

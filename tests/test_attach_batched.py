@@ -5,23 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewstep.guidance.adaptive import AdaptiveGuidance
 from fewstep.guidance.attach import attach
 from fewstep.guidance.attach_layouts import BATCHED
 from fewstep.guidance.cfg import CFG
 from fewstep.samplers import feeding
 
 from . import tiny_flow
-from .attach_runs import FAMILIES, counted, guided, run
+from .attach_runs import FAMILIES, counted, guided, raw, run
 from .pipeline_runs import relative
 from .thresholds import apart, crossings
 
 BATCH = 2
 CLOSE = 1e-5  # float32 networks on batches of another size, relative to the largest number
-
-
-def policy(threshold: float, **fields) -> AdaptiveGuidance:
-    return AdaptiveGuidance(threshold, space="raw", **fields)
 
 
 def cost(gammas, threshold: float) -> tuple[int, ...]:
@@ -36,7 +31,7 @@ def test_a_batched_family(family, monkeypatch):
     monkeypatch.setattr(feeding, "unfilled", lambda like: torch.full_like(like, torch.nan))
     tiny = guided(FAMILIES[family], BATCH)
     plain, conditional = run(tiny), run(tiny, guidance_scale=1.0)
-    with attach(tiny.pipe, guidance=policy(2.0)) as attached, counted(tiny.denoiser) as rows:
+    with attach(tiny.pipe, guidance=raw(2.0)) as attached, counted(tiny.denoiser) as rows:
         assert torch.equal(run(tiny), plain)
     gammas = attached.report.scores
     ticks = len(gammas)
@@ -44,7 +39,7 @@ def test_a_batched_family(family, monkeypatch):
 
     threshold = apart(gammas)
     expected = cost(gammas, threshold)
-    with attach(tiny.pipe, guidance=policy(threshold)) as attached:
+    with attach(tiny.pipe, guidance=raw(threshold)) as attached:
         with counted(tiny.denoiser) as rows:
             found = run(tiny)
         assert attached.report.nfe_per_image == expected and sum(rows) == sum(expected)
@@ -55,7 +50,7 @@ def test_a_batched_family(family, monkeypatch):
             assert attached.report.nfe_per_image == expected[image : image + 1]
             assert relative(single, found[image : image + 1]) < CLOSE
 
-    with attach(tiny.pipe, guidance=policy(-1.0)), counted(tiny.denoiser) as rows:
+    with attach(tiny.pipe, guidance=raw(-1.0)), counted(tiny.denoiser) as rows:
         assert torch.equal(run(tiny), conditional)
     assert sum(rows) == ticks * BATCH
     assert torch.equal(run(tiny), plain)
@@ -68,10 +63,10 @@ def test_with_a_solver_it_is_that_scheduler(family):
     with attach(tiny.pipe, solver="2m"):
         alone = run(tiny)
     for fields in ({}, {"scale": 4.0}):
-        with attach(tiny.pipe, solver="2m", guidance=policy(2.0, **fields)) as attached:
+        with attach(tiny.pipe, solver="2m", guidance=raw(2.0, **fields)) as attached:
             assert relative(run(tiny), alone) < CLOSE
     threshold = apart(attached.report.scores)
-    with attach(tiny.pipe, solver="2m", guidance=policy(threshold)) as attached, counted(tiny.denoiser) as rows:
+    with attach(tiny.pipe, solver="2m", guidance=raw(threshold)) as attached, counted(tiny.denoiser) as rows:
         run(tiny)
     assert sum(rows) == attached.report.nfe < 2 * BATCH * len(rows)
     assert tiny.pipe.scheduler is scheduler
@@ -88,10 +83,10 @@ def test_a_scale_of_the_policy_gives_the_pipelines_picture(family):
 
 def test_controlnet_evaluates_the_rows_that_the_unet_does():
     tiny = guided(FAMILIES["controlnet"], BATCH)
-    with attach(tiny.pipe, guidance=policy(2.0)) as attached:
+    with attach(tiny.pipe, guidance=raw(2.0)) as attached:
         run(tiny)
     with (
-        attach(tiny.pipe, guidance=policy(apart(attached.report.scores))),
+        attach(tiny.pipe, guidance=raw(apart(attached.report.scores))),
         counted(tiny.denoiser) as rows,
         counted(tiny.pipe.controlnet) as controlled,
     ):
@@ -106,11 +101,11 @@ def test_skip_layers_of_sd3_are_a_pass_of_their_own():
     tiny = guided(tiny_flow.sd3, BATCH)
     tiny.call.update(skip_guidance_layers=[1], skip_layer_guidance_start=0.0, skip_layer_guidance_stop=0.6)
     plain = run(tiny)
-    with attach(tiny.pipe, guidance=policy(2.0)) as attached, counted(tiny.denoiser) as rows:
+    with attach(tiny.pipe, guidance=raw(2.0)) as attached, counted(tiny.denoiser) as rows:
         assert torch.equal(run(tiny), plain)
     assert BATCH in rows and sum(rows) == attached.report.nfe
     assert attached.report.nfe_per_branch["skip_layers"] == (rows.count(BATCH),) * BATCH
-    with attach(tiny.pipe, guidance=policy(-1.0)) as attached, counted(tiny.denoiser) as rows:
+    with attach(tiny.pipe, guidance=raw(-1.0)) as attached, counted(tiny.denoiser) as rows:
         run(tiny)
     assert sum(rows) == attached.report.nfe == BATCH * len(rows)
 
