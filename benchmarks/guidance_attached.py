@@ -32,7 +32,7 @@ from .guidance_report import table
 from .guidance_rows import rows_of
 from .harness import machine, quantile, versions
 
-NAMES = ("cfg", "ag-calibrated", "ag-0.999", "first-9", "delta-9", "linear-12", "linear-10", "searched", "none")
+NAMES = ("cfg", "ag-calibrated", "ag-0.999", "first-9", "delta-9", "linear-spread", "linear-10", "searched", "none")
 FIRST_PAIR = 2000  # behind those of the accuracy
 
 
@@ -56,7 +56,7 @@ def attached(backbone: Backbone, row: Row, pairs: Sequence[Pair]) -> Timed:
     noise = initial_noise([p.seed for p in pairs], backbone.latent_shape(SIZE, SIZE))
     scale = {"guidance_scale": DEFAULT_SCALE} if hasattr(row.policy, "scale") and row.scale is not None else {}
     counted: list[int] = []
-    hook = pipe.unet.register_forward_pre_hook(lambda module, args: counted.append(len(args[0])))
+    hook = pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: counted.append(len(args[0])))
     try:
         with attach(pipe, solver=row.solver, guidance=row.policy):
             began = time.perf_counter()

@@ -25,8 +25,13 @@ from .guidance_plot import INK, font, gamma_curves, pareto
 from .guidance_rows import rows_of
 
 SPACES = ("x0", "v", "eps")
-NAMES = ("cfg", "ag-calibrated", "linear-12", "searched", "none")
-HEADS = {"cfg": "CFG", "ag-calibrated": "AG", "linear-12": "LinearAG", "searched": "searched", "none": "no guidance"}
+LABELS = {
+    "cfg": "CFG",
+    "ag-calibrated": "AG",
+    "linear-spread": "LinearAG",
+    "searched": "searched",
+    "none": "no guidance",
+}
 COUNT = 9  # prompts, the three kinds in turn
 ZOOM, TEXT, GAP = 1.5, 190, 6
 
@@ -48,7 +53,7 @@ def pictures(backbone: Backbone, rows: Sequence[Row], path: Path) -> None:
         result = solved(backbone, row, pairs)
         images = backbone.decode(result.x).permute(0, 2, 3, 1).numpy()
         x = TEXT + column * (side + GAP)
-        draw.text((x + side / 2, 12), HEADS[row.name], INK, font(7.5), anchor="mm")
+        draw.text((x + side / 2, 12), LABELS[row.name], INK, font(7.5), anchor="mm")
         for k, (image, nfe) in enumerate(zip(images, result.report.nfe_per_image, strict=True)):
             y = 26 + k * (side + 20)
             picture = Image.fromarray((image * 255).round().astype("uint8"))
@@ -70,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     backbone = load_backbone(str(embedded("tiny-sd")))
     curves = {space: kept_gammas(options.cache, backbone, space) for space in SPACES}
     gamma_curves(curves, options.out / "guidance_gamma.png")
-    chosen = chosen_rows(options.cache, backbone, NAMES)
-    rows = rows_of(chosen, [name for name in NAMES if name in ("cfg", "none") or name in chosen])
+    chosen = chosen_rows(options.cache, backbone, LABELS)
+    rows = rows_of(chosen, [name for name in LABELS if name in ("cfg", "none") or name in chosen])
     pictures(backbone, rows, options.out / "guidance_pictures.png")
     path = options.results / "guidance.json"
     if path.is_file():

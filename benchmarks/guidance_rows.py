@@ -24,7 +24,7 @@ class Block(NamedTuple):
     names: tuple[str, ...]
 
 
-CHOSEN = {"ag": "ag-calibrated", "linear-ag": "linear-12", "searched": "searched"}
+CHOSEN = {"ag": "ag-calibrated", "linear-ag": "linear-spread", "searched": "searched"}
 """Goal -> the row whose threshold, plan or coefficients were chosen for it on training captions."""
 
 
@@ -97,8 +97,8 @@ BLOCKS = (
     Block("Guidance scale 2, the model's own",
           ("20 steps of DPM-Solver++ 2M on its default grid. `first p %`: guidance in the first part of the steps, "
            "none afterwards. `frozen delta`: the last difference of the two predictions stays from there on.",),
-          ("cfg", "none", "ag-calibrated", "ag-0.999", "ag-0.99", "ag-delta-0.999", "linear-12", "linear-10",
-           "linear-spread",
+          ("cfg", "none", "ag-calibrated", "ag-0.999", "ag-0.99", "ag-delta-0.999", "linear-spread", "linear-spread-4",
+           "linear-12", "linear-10",
            "searched", *_SWEEPS, *_FEWER)),
     Block("Guidance scale 5, far above the model's own",
           ("The first 500 pairs. At this scale solvers of higher order leave the solution.",),
