@@ -23,8 +23,8 @@ def as_text(found: Calibrated, samples: Samples) -> list[str]:
         lines += [
             f"{'policy':<10} {described(found.policy)}, guidance scale {samples.scale:g}",
             f"{'NFE':<10} {nfe.mean():.2f} of {found.full} an image, {100 * found.saved:.1f} % saved{spread}",
-            f"{'error':<10} {error.mean():.4f} mean, {error.quantile(0.9):.4f} for 9 of 10 images, {error.max():.4f} at "
-            "worst: relative RMS of the last latents to full guidance's",
+            f"{'error':<10} {error.mean():.4f} mean, {error.quantile(0.9):.4f} for 9 of 10 images, {error.max():.4f} "
+            "for the worst: relative RMS of the last latents to full guidance's",
         ]
         lines += [f"{'tried':<10} NFE {n:.2f}: error {e:.4f}" for n, e in found.tried if len(found.tried) > 1]
     if found.gamma is not None:
