@@ -8,7 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewstep.benchmarks import guidance, guidance_choose, guidance_pairs, guidance_plot, guidance_report
+from fewstep.benchmarks import (
+    guidance,
+    guidance_attached,
+    guidance_choose,
+    guidance_pairs,
+    guidance_pictures,
+    guidance_plot,
+    guidance_report,
+)
 from fewstep.benchmarks import guidance_statistics as statistics
 from fewstep.benchmarks.guidance_pairs import Measured, Row
 from fewstep.guidance.adaptive import AdaptiveGuidance
@@ -163,3 +171,30 @@ def test_a_failed_gate_ends_it_without_numbers(backbone, capsys, monkeypatch):
     monkeypatch.setattr(guidance, "gates", lambda backbone: [gate])
     assert guidance.main(["--rows", "cfg"]) == 1
     assert "one is two: it is not" in capsys.readouterr().err
+
+
+def test_pipeline_and_native_loop_cost_the_same_and_end_at_the_same_latents(backbone):
+    backbone.pipe.set_progress_bar_config(disable=True)
+    rows = [Row("cfg", "CFG", "CFG", CFG(), steps=4), Row("half", "half", "", Interval(stop=0.5), steps=4)]
+    full, half = guidance_attached.measure(backbone, rows, 2, 2)
+    assert [full[loop]["nfe"] for loop in ("native", "attached")] == [8, 8]
+    assert [half[loop]["nfe"] for loop in ("native", "attached")] == [6, 6]
+    assert full["native"]["ratio"] == [1.0, 1.0, 1.0]
+    # float32 sums in another order, of latents that are compared with their largest one
+    assert max(full["largest_difference"], half["largest_difference"]) < 1e-5
+
+
+def test_pictures_are_drawn_for_every_row(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(guidance_pictures, "COUNT", 2)
+    rows = [Row(name, "", "", CFG(), steps=1) for name in ("cfg", "none")]
+    guidance_pictures.pictures(backbone, rows, tmp_path / "pictures.png")
+    assert 1000 < (tmp_path / "pictures.png").stat().st_size < 150_000
+
+
+def test_every_row_stands_under_one_heading_and_goals_name_rows():
+    names = [name for block in guidance.BLOCKS for name in block.names]
+    assert len(set(names)) == len(names)
+    known = {row.name for row in guidance.rows_of({})} | set(guidance_choose.LINEAR) | set(guidance.CHOSEN.values())
+    assert set(names) == known
+    guided = {row.name: row.policy.stop for row in guidance.rows_of({}) if row.family in ("first p %", "frozen delta")}
+    assert all(int(stop * 20) == int(name.split("-")[-1]) for name, stop in guided.items())
