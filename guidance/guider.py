@@ -10,6 +10,7 @@ the same, but "uncond" is evaluated for all images until the last one needs it n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -89,7 +90,8 @@ class PolicyGuider(BaseGuidance):
 
     def __init__(self, watch: Watch, replaced: BaseGuidance) -> None:
         check_replaced(watch.session.policy, replaced)
-        super().__init__(enabled=replaced._enabled)
+        with silent(BaseGuidance.__module__):  # that guiders are experimental it has said of the pipeline's own
+            super().__init__(enabled=replaced._enabled)
         self.register_to_config(policy=type(watch.session.policy).__name__)
         self.watch, self.session, self.replaced = watch, watch.session, replaced
         self._owns = owns_scale(watch.session.policy)
@@ -190,6 +192,17 @@ class PolicyGuider(BaseGuidance):
             u = session.prediction(line).to(like.dtype)
         assert cond is not None
         return torch.where(conditional(line, cond), cond, self.replaced.forward(cond, u).pred)
+
+
+@contextmanager
+def silent(name: str) -> Iterator[None]:
+    """Without what the logger of this name says."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def conditional(line: Line, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from fewstep.samplers import feeding
 
 from . import tiny_flow, tiny_separate, tiny_video
 from .attach_runs import counted, negatives
-from .thresholds import STEPS, apart, crossings, early, run
+from .thresholds import STEPS, apart, clean_cosines, crossings, early, run
 from .tiny_flow import Tiny
 
 FAMILIES = {
@@ -76,6 +76,15 @@ def test_a_run_costs_a_row_for_each_tick_and_one_for_each_guided_tick(family):
     assert report.switched == (ticks,)
     interval, rows, _ = attached_run(tiny, Interval(stop=(ticks + 0.5) / STEPS))
     assert torch.equal(found, interval) and rows == STEPS + ticks
+
+
+@families
+def test_gamma_compares_the_clean_images(family):
+    tiny = guided(family, 2)
+    expected = clean_cosines(tiny, -1.0 if family == "lumina2" else 1.0)
+    _, _, report = attached_run(tiny, AdaptiveGuidance(2.0))
+    found = torch.tensor(list(report.scores.values()), dtype=torch.float64)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0.0, atol=1e-6)
 
 
 def test_the_step_that_crosses_may_be_left_unguided():

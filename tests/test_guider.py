@@ -24,7 +24,7 @@ from fewstep.guidance.searched import SearchedPolicy
 
 from . import tiny_guider
 from .attach_runs import counted
-from .thresholds import STEPS, apart, crossings, early, run
+from .thresholds import STEPS, apart, clean_cosines, crossings, early, run
 from .tiny_flow import Tiny
 from .tiny_guider import hunyuan_image, modular_sdxl, modular_wan
 
@@ -66,6 +66,15 @@ def test_a_run_costs_a_row_for_each_tick_and_one_for_each_guided_tick(family):
     assert report.nfe_per_branch == {"cond": (STEPS,), "uncond": (ticks,)}
     interval, rows, _ = attached_run(tiny, Interval(stop=(ticks + 0.5) / STEPS))
     assert torch.equal(found, interval) and rows == STEPS + ticks
+
+
+@pytest.mark.parametrize("family", ["hunyuan_video", "modular_wan"])
+def test_gamma_compares_the_clean_images(family):
+    tiny = FAMILIES[family](2)
+    expected = clean_cosines(tiny)
+    _, _, report = attached_run(tiny, AdaptiveGuidance(2.0))
+    found = torch.tensor(list(report.scores.values()), dtype=torch.float64)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0.0, atol=1e-6)
 
 
 def test_the_step_that_crosses_may_be_left_unguided():

@@ -57,3 +57,22 @@ def run(tiny: Tiny, images: slice = slice(None), **changes: Any) -> torch.Tensor
     call = {name: value[images] if isinstance(value, torch.Tensor) else value for name, value in call.items()}
     found = tiny.pipe(**call, generator=[torch.Generator().manual_seed(seed) for seed in seeds])
     return found if isinstance(found, torch.Tensor) else found[0]
+
+
+def clean_cosines(tiny: Tiny, sign: float = 1.0) -> list[torch.Tensor]:
+    """Per tick the cosines (B,) of x - sigma v for the two predictions of a guided run of a flow model.
+
+    sign: of the network's output, where it is not v.
+    """
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    hook = tiny.denoiser.register_forward_hook(
+        lambda module, args, kwargs, out: seen.append((kwargs["hidden_states"], out[0])), with_kwargs=True
+    )
+    run(tiny)
+    hook.remove()
+    found, sigmas = [], tiny.pipe.scheduler.sigmas[-len(seen) // 2 - 1 : -1]
+    for sigma, (x, cond), (_, uncond) in zip(sigmas, seen[::2], seen[1::2], strict=True):
+        x = (x if x.shape == cond.shape else x[:, : cond.shape[1]]).double()
+        clean = [(x - sign * float(sigma) * v.double()).flatten(1) for v in (cond, uncond)]
+        found.append(torch.nn.functional.cosine_similarity(*clean))
+    return found
