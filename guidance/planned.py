@@ -46,10 +46,8 @@ class PlannedPolicy(Policy):
 
 
 def guided_lines(uncond: Sequence[Line | None], scale: Scale, run: Run) -> list[Line]:
-    """The guided prediction of every tick, for lines of its u^; None and w = 1 are the conditional prediction."""
-    scales = [scale_at(scale, i, run) for i in range(len(uncond))]
-    pairs = zip(uncond, scales, strict=True)
-    return [CONDITIONAL if u is None or w == 1.0 else towards(w, u) for u, w in pairs]
+    """The guided prediction of every tick, for lines of its u^; None is the conditional prediction."""
+    return [CONDITIONAL if u is None else towards(scale_at(scale, i, run), u) for i, u in enumerate(uncond)]
 
 
 def planned(

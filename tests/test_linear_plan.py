@@ -77,6 +77,15 @@ def test_all_and_one():
     assert choose_kinds(found, 1) == ("cfg",) + ("linear",) * (STEPS - 1)
     late = choose_kinds(found, 2, weights=[0.0] * (STEPS - 1) + [1.0])
     assert late[-1] == "cfg"  # the only tick that counts
+    first = choose_kinds(found._replace(noise=(0.0, 1.0) + (0.0,) * (STEPS - 2)), 2)
+    assert first[1] == "cfg"
+
+
+def test_the_default_weights():
+    _, _, _, found = recorded()
+    falling = [1.0 - t / STEPS for t in range(STEPS)]
+    plans = [choose_kinds(found, 6, weights=weights) for weights in (None, falling, falling[::-1])]
+    assert plans[0] == plans[1] != plans[2]
 
 
 def test_weights_are_in_noise():
