@@ -38,22 +38,26 @@ class AttachReport(Report):
 
     @property
     def saved(self) -> float:
-        """The part of the evaluations of full guidance, two a tick, that was saved."""
-        full = 2 * self.batch * self.evaluations
-        return 1.0 - self.nfe / full if full else 0.0
+        """The part of the evaluations of full guidance that was saved."""
+        return 1.0 - self.nfe / self.full if self.full else 0.0
+
+    @property
+    def full(self) -> int:
+        """The rows of full guidance: two a tick and image, and the further passes that the pipeline makes."""
+        others = [v for branch, v in self.nfe_per_branch.items() if branch not in ("uncond", "cond")]
+        return 2 * self.batch * self.evaluations + sum(map(sum, others))
 
     def __str__(self) -> str:
-        each, full = self.nfe / max(self.batch, 1), 2 * self.evaluations
+        each, full = (rows / max(self.batch, 1) for rows in (self.nfe, self.full))
         if self.guided is None:
             return (f"guidance: none. The pipeline ran without it (its scale is 1 or less), {each:g} NFE an image; "
                     "the policy had nothing to do")  # fmt: skip
-        run = self.guided.run
-        steps = [None if k is None else run.step[k] for k in self.switched]
+        steps = self.switched_steps
         known = sorted({k for k in steps if k is not None})
         when = "never switched" if not known else f"switched at step {known[0]}"
         when += f" to {known[-1]}" if len(known) > 1 else ""
         when += f" ({sum(k is None for k in steps)} images never)" if known and None in steps else ""
-        return f"guidance: {each:.4g} NFE an image of {full} ({100 * self.saved:.0f} % saved), {when}"
+        return f"guidance: {each:.4g} NFE an image of {full:.4g} ({100 * self.saved:.0f} % saved), {when}"
 
 
 def arguments_of(call: Any, pipe: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict, dict]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
 from fewstep.guidance.attach import attach
 from fewstep.guidance.attach_layouts import BATCHED
@@ -14,6 +18,7 @@ from . import tiny_flow
 from .attach_runs import FAMILIES, counted, guided, raw, run
 from .pipeline_runs import relative
 from .thresholds import apart, crossings
+from .tiny_flow import embeds
 
 BATCH = 2
 CLOSE = 1e-5  # float32 networks on batches of another size, relative to the largest number
@@ -104,10 +109,49 @@ def test_skip_layers_of_sd3_are_a_pass_of_their_own():
     with attach(tiny.pipe, guidance=raw(2.0)) as attached, counted(tiny.denoiser) as rows:
         assert torch.equal(run(tiny), plain)
     assert BATCH in rows and sum(rows) == attached.report.nfe
+    assert attached.report.saved == 0.0
     assert attached.report.nfe_per_branch["skip_layers"] == (rows.count(BATCH),) * BATCH
     with attach(tiny.pipe, guidance=raw(-1.0)) as attached, counted(tiny.denoiser) as rows:
         run(tiny)
     assert sum(rows) == attached.report.nfe == BATCH * len(rows)
+
+
+def test_ip_adapter_embeddings_have_rows_too():
+    """One picture for all images: the pipeline repeats it for every row of the doubled batch."""
+    tiny = guided(FAMILIES["sd"], BATCH)
+    unet, processors = tiny.denoiser, {}
+    torch.manual_seed(0)
+    for name, plain in unet.attn_processors.items():
+        hidden = unet.get_submodule(name.removesuffix(".processor")).to_q.in_features
+        own = IPAdapterAttnProcessor2_0(hidden_size=hidden, cross_attention_dim=32, num_tokens=(4,))
+        processors[name] = plain if name.endswith("attn1.processor") else own
+    unet.set_attn_processor(processors)
+    projection = ImageProjection(image_embed_dim=16, cross_attention_dim=32, num_image_text_embeds=4)
+    unet.encoder_hid_proj = MultiIPAdapterImageProjection([projection]).eval()
+    unet.config.encoder_hid_dim_type = "ip_image_proj"
+    both = embeds(2, 1, 16)
+    tiny.call["ip_adapter_image_embeds"] = [both]
+    plain, conditional = run(tiny), run(tiny, guidance_scale=1.0, ip_adapter_image_embeds=[both[1:]])
+    with attach(tiny.pipe, guidance=raw(2.0)) as attached:
+        assert torch.equal(run(tiny), plain)
+    with attach(tiny.pipe, guidance=raw(apart(attached.report.scores))) as attached, counted(unet) as rows:
+        assert run(tiny).isfinite().all()
+    assert sum(rows) == attached.report.nfe and len(set(rows)) > 1
+    with attach(tiny.pipe, guidance=raw(-1.0)):
+        assert torch.equal(run(tiny), conditional)
+
+
+def test_dit_steps_the_doubled_batch_and_restarts_it():
+    """The scheduler has 2 B rows, of which both of an image begin anew."""
+    tiny = guided(FAMILIES["dit"], BATCH)
+    with attach(tiny.pipe, solver="2m", guidance=raw(2.0)) as attached:
+        run(tiny)
+    policy = raw(apart(attached.report.scores), lower_order=True)
+    with attach(tiny.pipe, solver="2m", guidance=policy):
+        found = run(tiny)
+        assert relative(torch.cat([run(tiny, k) for k in range(BATCH)]), found) < CLOSE
+    with attach(tiny.pipe, solver="2m", guidance=replace(policy, lower_order=False)):
+        assert relative(run(tiny), found) > 1e-4
 
 
 def test_every_layout_is_run():
