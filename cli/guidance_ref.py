@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import ConfigError, FewstepError
+from ..errors import ConfigError, FewstepError, IncompatibleError
 from ..guidance import named
 from ..names import parse_options
 from . import checks
@@ -172,12 +172,13 @@ def weights_of(ref: ModelRef, with_loras: bool = False) -> Any:
 def _check_run(policy: Policy, how: Table | AdaptiveDPM, parametrisation: str) -> None:
     """What the policy itself says of such a run."""
     from ..samplers import PARAMETRISATIONS, Run
-    from ..samplers.guided import static
     from .plan import is_table
 
     kind = PARAMETRISATIONS[parametrisation]
     if not is_table(how):
-        static(policy, Run(1, (), (), (), kind))
+        if policy.varies != "never":
+            raise IncompatibleError(f"{type(policy).__name__} needs to know the steps, and this --solver chooses them "
+                                    "while it runs: choose another solver, or --guidance cfg")  # fmt: skip
     elif getattr(policy, "scale", 1.0) is not None:
         policy.begin(Run(1, how.plan.nodes, how.plan.step, how.plan.stage, kind))
 

@@ -161,7 +161,7 @@ def test_a_file_for_something_else_is_refused(cli, model, files, monkeypatch):
     refused(cli, "the solver DPMpp2M", *linear, "--solver", "unipc-2", "--steps", 4)
     refused(cli, "other noise levels", *linear, "--solver", "2m", "--schedule", "karras", "--steps", 4)
     refused(cli, "without a negative prompt", *linear, "--solver", "2m", "--steps", 4, "-n", "y")
-    refused(cli, "AdaptiveGuidance is not", *ag, "--solver", "adaptive-23")
+    refused(cli, "AdaptiveGuidance needs to know the steps", *ag, "--solver", "adaptive-23")
     assert cli("sample", "x", *ag, "--solver", "ddim", "--steps", 7, "-n", "y", "--dry-run")[0] == 0
 
 
