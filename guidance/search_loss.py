@@ -1,15 +1,16 @@
 r"""The relaxed policy search: a softmax over the candidates of every step, and the loss that is descended.
 
-    L(alpha) = D(x(W), x*) / D(x_1, x*) + cost_weight / ticks max(0, NFE(alpha) - target)
+    L(alpha) = D(x(W), x*) / D(x_1, x*) + cost_weight / ticks max(e, LEAK e),     e = NFE(alpha) - target
     p_t = softmax((alpha_t + G) / temperature),     W_t = sum_k p_tk w_tk,     NFE(alpha) = sum_tk softmax(.)_tk nfe_tk
 
 x(W) is the relaxed run, x* the run under full guidance, x_1 the one without, all from the same noise and prompt; D is
 the Euclidean distance, summed over the images: squared, a few pictures that guidance changes completely would decide
-alone. G is zero, or Gumbel noise of each image. Divided by D(x_1, x*) the loss is 1 without guidance
-and has no unit, so one cost_weight serves all models. With Gumbel noise NFE is of the softmax of alpha alone, which is
-how often a candidate is then the largest.
+alone. G is zero, or Gumbel noise of each image; NFE is then of the softmax of alpha alone, which is how often a
+candidate is the largest. Divided by D(x_1, x*) the loss is 1 without guidance and has no unit, so one cost_weight
+serves all models. Below the target a small part of the cost remains, or steps that make no difference would keep what
+they have.
 
-Source of the search: Castillo, Kohler, Perez, Perez, Pumarola, Ghanem, Arbelaez, Thabet 2023, arXiv:2312.12487. Their
+Source of the search: Castillo, Kohler, Pérez, Pérez, Pumarola, Ghanem, Arbeláez, Thabet 2023, arXiv:2312.12487. Their
 distance, cost term and temperature, and whether they add Gumbel noise, are not known to us: these are ours.
 """
 
@@ -28,6 +29,7 @@ from .scale import check_scale
 from .search_runs import Pairs, branches_of, relaxed, ticks_of
 from .searched import Choice, scale_of
 
+LEAK = 0.01
 Measure = Callable[[Tensor], Tensor]  # of a final x (B, ...), differentiable: what is compared
 
 
@@ -131,8 +133,9 @@ class Relaxation:
         p = self.probabilities(logits, n, pairs.x.shape[0]).to(pairs.x.device)
         x = relaxed(self.table, pairs, p @ self.scales.to(p.device), recompute=recompute)
         distance = distance_of(measure(x), wanted) / apart
-        excess = (self.expected_nfe(logits, n) - self.settings.target).clamp_min(0.0)
-        return distance.to(logits.device) + self.settings.cost_weight / sum(self.ticks) * excess
+        excess = self.expected_nfe(logits, n) - self.settings.target
+        cost = self.settings.cost_weight / sum(self.ticks) * torch.maximum(excess, LEAK * excess)
+        return distance.to(logits.device) + cost
 
 
 def distance_of(found: Tensor, wanted: Tensor) -> Tensor:

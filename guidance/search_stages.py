@@ -20,6 +20,7 @@ from .search_state import Progress
 
 MOMENTS, TINY = (0.9, 0.99), 1e-12  # Adam's; a short run needs a short memory
 RELAXED_SHARE = 0.6  # of a time limit
+SAME = 1e-5  # as a part of the size of a final x: no difference but for rounding in float32
 
 Stage = Generator[Progress, None, Progress]
 OnProgress = Callable[[str, int, int], None]
@@ -62,7 +63,8 @@ class Stages:
     def run(self, progress: Progress, clock: Clock) -> Iterator[Progress]:
         """From `progress` to the end, or to that of the time."""
         progress = yield from self._baselines(progress)
-        if sum(progress.apart) == 0.0:
+        size = sum(float(distance_of(wanted, torch.zeros_like(wanted))) for wanted in progress.wanted)
+        if sum(progress.apart) <= SAME * size:
             raise NothingToGain("nothing can be gained: this model ends with the same pictures with and without "
                                 "guidance, so that no step needs it (use guidance scale 1)")  # fmt: skip
         if not progress.relaxed:
