@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, NumericsError
-from ..kernels.upload import to_device
-from ..samplers.guided import on_device
-from ..samplers.policy import Images, Line, Memory, Policy, Run, Statistics, Varies, Weight
+from ..samplers.policy import Images, Line, Memory, Policy, Run, Statistics, Varies
 from .scale import Scale, check_run, check_scales, scale_at, towards
 from .space import Space, check_space, in_space
 
@@ -81,6 +79,10 @@ class AdaptiveGuidance(Policy):
             raise ConfigError('lower_order needs rule="next": with "same" the step that crosses is already under way')
 
     @property
+    def at_once(self) -> bool:
+        return self.rule == "same"
+
+    @property
     def varies(self) -> Varies:
         return "by data"
 
@@ -103,22 +105,13 @@ class AdaptiveGuidance(Policy):
         return Statistics(tuple(in_space(self.space, branch, i, memory.run) for branch in ("cond", "uncond")))
 
     def weights(self, i: int, gram: Tensor | None, memory: Memory) -> Line:
-        run, everyone, w = memory.run, memory.run.everyone, scale_at(self.scale, i, memory.run)
-        guided = set(self._guided(i, memory)) if w != 1.0 else set()
+        everyone, w = memory.run.everyone, scale_at(self.scale, i, memory.run)
+        guided = set(self._guided(i, memory, self.rule == "same")) if w != 1.0 else set()
         before, after = towards(w, {"uncond": 1.0}), self._after(w, i, memory)
-        line: dict[str, Weight] = dict(before)
-        if len(guided) < run.batch:
-            names = dict.fromkeys((*before, *after)) if guided else after
-            line = {n: tuple(_number(before if k in guided else after, n) for k in everyone) for n in names}
-        if gram is None or self.rule == "next" or _step(i, run) < self.min_steps:
-            return line
-        crossed = cosine(gram) >= self.threshold
-        if self.batch == "all":
-            before_now = to_device([s is not None for s in memory.state.steps], gram.device, torch.bool)
-            crossed = (crossed | before_now).all().expand_as(crossed)
-        rest = to_device([k not in guided for k in everyone], gram.device, torch.bool)
-        return {n: torch.where(crossed & ~rest, _number(after, n), _tensor(line.get(n, 0.0), crossed))
-                for n in {**line, **after}}  # fmt: skip
+        if len(guided) == len(everyone):
+            return before
+        names = dict.fromkeys((*before, *after)) if guided else after
+        return {n: tuple(_number(before if k in guided else after, n) for k in everyone) for n in names}
 
     def _after(self, w: float | None, i: int, memory: Memory) -> Line:
         """The line of an image that is no longer guided."""
@@ -176,12 +169,13 @@ class AdaptiveGuidance(Policy):
         guided = set(self._guided(i, memory))
         return tuple(k for k in self._guided(i - 1, memory) if k not in guided)
 
-    def _guided(self, i: int, memory: Memory) -> tuple[int, ...]:
+    def _guided(self, i: int, memory: Memory, crossing: bool = False) -> tuple[int, ...]:
+        """The images that evaluate u at tick i; without those whose gamma of this very tick crossed, if `crossing`."""
         run = memory.run
         steps = _step(len(run.step) - 1, run) + 1
         if _step(i, run) >= max(math.ceil(self.max_fraction * steps - 1e-9), self.min_steps):
             return ()
-        return tuple(k for k, t in enumerate(memory.state.ticks) if t is None or i < t)
+        return tuple(k for k, t in enumerate(memory.state.ticks) if t is None or i + crossing < t)
 
 
 def _step(i: int, run: Run) -> int:
@@ -199,9 +193,3 @@ def _number(line: Line, name: str) -> float:
     weight = line.get(name, 0.0)
     assert isinstance(weight, float)
     return weight
-
-
-def _tensor(weight: Weight, like: Tensor) -> Tensor:
-    """[B], without making the host wait."""
-    w = on_device(weight, like.device)
-    return w if isinstance(w, Tensor) else torch.full(like.shape, w, dtype=torch.float64, device=like.device)

@@ -124,10 +124,12 @@ class Guided:
             return self._fixed
         self._registers = registers = {"x": x, **self.recalled, **dict(zip(self._asked.branches, tensors, strict=True))}
         gram = self._gram(i, registers)
-        line = self.policy.weights(i, gram, self.memory)
         score = self.policy.score(i, gram, self.memory)
         if score is not None:
             self._pending.append((i, self._asked, Readback(score)))
+            if self.policy.at_once:
+                self.settle(i)
+        line = self.policy.weights(i, gram, self.memory)
         new = {name: mixed(recalled, registers) for name, recalled in self.policy.remember(i, self.memory).items()}
         gone = self.policy.forget(i, self.memory)
         if new or gone:

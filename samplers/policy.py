@@ -80,6 +80,11 @@ class Policy:
     """A decision for tick i sees scores of ticks up to i - 1 - lag. With 1 the host never waits for the newest tick."""
 
     @property
+    def at_once(self) -> bool:
+        """Whether `decide` for a tick comes before its own `weights`; then lag is 0 and the host waits there."""
+        return False
+
+    @property
     def varies(self) -> Varies:
         """Whether branches and weights are the same at all ticks, known before the run, or follow the data.
 
