@@ -7,21 +7,18 @@ u^ + w (c - u^), which is c where u^ = c.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import IncompatibleError
-from ..kernels.upload import to_device
-from ..samplers import feeding
 from ..samplers.guided import Asked
 from ..samplers.policy import Line
-from .attach_layouts import Signature, signature_of
+from .attach_arguments import Arguments, Rows, like_output, rows_of, tensor_of
 from .attach_modules import replaced
 from .attach_session import Session, is_number, owns_scale
 
@@ -38,7 +35,7 @@ def taken_over(session: Session) -> Iterator[None]:
         for names, hook in hooks:
             for name in names:
                 module = getattr(session.pipe, name)
-                call = partial(hook, session, _Arguments(module))
+                call = partial(hook, session, Arguments(module))
                 stack.enter_context(replaced(module, call))
         yield
 
@@ -57,38 +54,6 @@ def check_rows_are_independent(session: Session) -> None:
                                     f"a policy leaves rows out: pipe.{name}.set_default_attn_processor()")  # fmt: skip
 
 
-class Rows(NamedTuple):
-    """Some rows of a batch of `total`. index: ascending; a slice where they are neighbours."""
-
-    index: Tensor | slice
-    total: int
-
-    def take(self, tensor: Tensor) -> Tensor:
-        return tensor[self.index]
-
-    def put(self, part: Tensor) -> Tensor:
-        """`part` as rows of the whole batch; nobody may read the others."""
-        index = self.index
-        whole = feeding.unfilled(part.new_empty((self.total, *part.shape[1:])))
-        whole[index] = part
-        return whole
-
-
-def rows_of(asked: Asked, order: Sequence[str], batch: int, device: torch.device) -> Rows | None:
-    """The rows of [order[0], order[1]] that are asked for; None for all."""
-    images = dict(zip(asked.branches, asked.images, strict=True))
-    found: list[int] = []
-    for place, branch in enumerate(order):
-        wanted = images.get(branch, ())
-        found += [place * batch + k for k in (range(batch) if wanted is None else wanted)]
-    total = batch * len(order)
-    if len(found) == total:
-        return None
-    if found == list(range(found[0], found[-1] + 1)):
-        return Rows(slice(found[0], found[-1] + 1), total)
-    return Rows(to_device(found, device, torch.int64), total)
-
-
 def needed(session: Session, asked: Asked) -> Asked:
     """What is evaluated: c for every image too, where the pipeline forms u^ + w (c - u^)."""
     if owns_scale(session.policy):
@@ -100,7 +65,7 @@ def needed(session: Session, asked: Asked) -> Asked:
 # --- the hooks ------------------------------------------------------------------------------------------------------
 
 
-def _denoise(session: Session, known: _Arguments, forward: Callable, args: tuple, kwargs: dict) -> Any:
+def _denoise(session: Session, known: Arguments, forward: Callable, args: tuple, kwargs: dict) -> Any:
     layout, named = session.layout, known.named(args, kwargs)
     sample, timestep = named[known.signature.sample], named[known.signature.time]
     if layout.more is not None and named.get(layout.more) is not None:
@@ -118,7 +83,7 @@ def _denoise(session: Session, known: _Arguments, forward: Callable, args: tuple
     if rows is not None:
         args, kwargs = known.taken(rows, args, kwargs)
     out = forward(*args, **kwargs)
-    tensor = _tensor_of(out)
+    tensor = tensor_of(out)
     whole = tensor if rows is None else rows.put(tensor)
     halves = dict(zip(layout.order, whole.chunk(2), strict=True))
     latents = min(sample.shape[known.signature.channels], tensor.shape[known.signature.channels])
@@ -127,7 +92,7 @@ def _denoise(session: Session, known: _Arguments, forward: Callable, args: tuple
     line = session.observed(x, outputs, evaluated)
     if rows is None and is_number(line, "uncond") and not owns_scale(session.policy):
         return out
-    return _like(out, _guided(session, evaluated, line, halves, known.signature.channels))
+    return like_output(out, _guided(session, evaluated, line, halves, known.signature.channels))
 
 
 def _guided(session: Session, evaluated: Asked, line: Line, halves: dict[str, Tensor], channels: int) -> Tensor:
@@ -148,7 +113,7 @@ def _guided(session: Session, evaluated: Asked, line: Line, halves: dict[str, Te
     return torch.cat([cond if b == "cond" else guided for b in session.layout.order])
 
 
-def _control(session: Session, known: _Arguments, forward: Callable, args: tuple, kwargs: dict) -> Any:
+def _control(session: Session, known: Arguments, forward: Callable, args: tuple, kwargs: dict) -> Any:
     """A ControlNet, called before the denoiser in the same tick, for the same rows."""
     named = known.named(args, kwargs)
     if named.get("guess_mode") or not session.guidance_is_on():  # the conditional rows alone
@@ -177,82 +142,3 @@ def _half(session: Session, sample: Tensor) -> int:
 def _first(tensor: Tensor, count: int, channels: int) -> Tensor:
     """The latents' channels."""
     return tensor if tensor.shape[channels] == count else tensor.narrow(channels, 0, count).contiguous()
-
-
-def _tensor_of(out: Any) -> Tensor:
-    if isinstance(out, tuple) and len(out) != 1:
-        raise IncompatibleError(f"the denoiser returned {len(out)} values, expected one tensor")
-    return out[0]
-
-
-def _like(out: Any, tensor: Tensor) -> Any:
-    """`tensor` in the place of the output `out`, a tuple or a ModelOutput."""
-    return (tensor,) if isinstance(out, tuple) else type(out)(sample=tensor)
-
-
-# --- arguments ------------------------------------------------------------------------------------------------------
-
-
-class _Arguments:
-    """The arguments of a module's forward, by name."""
-
-    def __init__(self, module: Any) -> None:
-        self.kind = type(getattr(module, "_orig_mod", module))
-        self.signature: Signature = signature_of(module)
-
-    def named(self, args: tuple, kwargs: dict) -> dict[str, Any]:
-        named = {**dict(zip(_names(self.kind), args, strict=False)), **kwargs}
-        missing = {self.signature.sample, self.signature.time} - set(named)
-        if missing:
-            raise IncompatibleError(f"{self.kind.__name__} was called without {min(missing)}: its forward is not the "
-                                    "one that is known, or something without its signature wraps it")  # fmt: skip
-        return named
-
-    def taken(self, rows: Rows, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """The arguments for some rows. Errors: IncompatibleError for one that is not known to have the batch or not."""
-        names = _names(self.kind)
-        placed = tuple(self._one(rows, name, value) for name, value in zip(names, args, strict=False))
-        return placed, {name: self._one(rows, name, value) for name, value in kwargs.items()}
-
-    def _one(self, rows: Rows, name: str, value: Any) -> Any:
-        known = self.signature
-        if name == known.time:
-            single = not isinstance(value, Tensor) or value.dim() == 0 or tuple(value.shape) == (1,)
-            return value if single else self._rows(rows, name, value)
-        if name == known.sample or name in known.rows:
-            return self._rows(rows, name, value)
-        if name in known.nested and value is not None:
-            return {key: self._rows(rows, f"{name}[{key!r}]", v) if key in known.nested[name] else
-                    self._without(f"{name}[{key!r}]", v) for key, v in value.items()}  # fmt: skip
-        return value if name in known.whole else self._without(name, value)
-
-    def _rows(self, rows: Rows, name: str, value: Any) -> Any:
-        if value is None:
-            return None
-        if isinstance(value, list | tuple):
-            return type(value)(self._rows(rows, name, v) for v in value)
-        if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != rows.total:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise IncompatibleError(f"{self.kind.__name__} got {name} of {got}, expected {rows.total} rows, as the "
-                                    "sample has: a policy cannot evaluate some of them")  # fmt: skip
-        return rows.take(value)
-
-    def _without(self, name: str, value: Any) -> Any:
-        if _holds_tensor(value):
-            raise IncompatibleError(f"{self.kind.__name__} was called with the tensor argument {name}, and whether it "
-                                    "has one row per image is not known here, so a policy cannot evaluate some of "
-                                    "them; leave it out, or detach() for such calls")  # fmt: skip
-        return value
-
-
-@lru_cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_holds_tensor, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_holds_tensor, value))
-    return isinstance(value, Tensor)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError
 from ..samplers.feeding import version_of
 from ..samplers.guided import Asked
-from .attach_batched import _Arguments, _like, _tensor_of, rows_of
+from .attach_arguments import Arguments, like_output, rows_of, tensor_of
 from .attach_modules import replaced
 from .attach_session import Session, is_number, owns_scale
 
@@ -42,7 +42,7 @@ def taken_over(session: Session) -> Iterator[dict[str, Any]]:
             module = getattr(session.pipe, name, None)
             if module is not None:  # Wan 2.1 has no second transformer
                 stack.enter_context(named_contexts(module, turns))
-                stack.enter_context(replaced(module, partial(turns.call, _Arguments(module))))
+                stack.enter_context(replaced(module, partial(turns.call, Arguments(module))))
         yield keywords
         turns.end_tick()
 
@@ -103,10 +103,10 @@ class Turns:
         self._version = 0
         self._out: Any = None
         self._time: Any = None
-        self._denoiser: _Arguments | None = None
+        self._denoiser: Arguments | None = None
         self._lost: tuple[str, ...] = ()
 
-    def call(self, known: _Arguments, forward: Callable, args: tuple, kwargs: dict) -> Any:
+    def call(self, known: Arguments, forward: Callable, args: tuple, kwargs: dict) -> Any:
         named = known.named(args, kwargs)
         sample = named[known.signature.sample]
         second = sample is self._fed and version_of(sample) == self._version
@@ -127,9 +127,9 @@ class Turns:
             self.session.unguided(self._fed.shape[0], self._time)
             self._fed = self._out = None
 
-    def _second(self, known: _Arguments, forward: Callable, args: tuple, kwargs: dict, sample: Tensor) -> Any:
+    def _second(self, known: Arguments, forward: Callable, args: tuple, kwargs: dict, sample: Tensor) -> Any:
         session, batch = self.session, sample.shape[0]
-        cond = _tensor_of(self._out)
+        cond = tensor_of(self._out)
         asked = session.asked(batch, self._time)
         if self._denoiser not in (None, known):  # Wan 2.2: decisions stay, predictions of the other denoiser do not
             self._lost = session.forget_predictions()
@@ -142,15 +142,15 @@ class Turns:
             if rows is not None:
                 args, kwargs = known.taken(rows, args, kwargs)
             out = forward(*args, **kwargs)
-            found["uncond"] = _tensor_of(out) if rows is None else rows.put(_tensor_of(out))
+            found["uncond"] = tensor_of(out) if rows is None else rows.put(tensor_of(out))
         self._fed = self._out = None
         with session.without(self._lost):
             line = session.observed(latents(sample, cond), [found[b] for b in asked.branches], evaluated)
             if is_number(line, "cond"):
-                return _like(out, cond)
+                return like_output(out, cond)
             if rows is None and is_number(line, "uncond"):
                 return out
-            return _like(out, session.prediction(line).to(cond.dtype))
+            return like_output(out, session.prediction(line).to(cond.dtype))
 
 
 def latents(fed: Any, like: Tensor) -> Tensor:
