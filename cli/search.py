@@ -156,11 +156,11 @@ def _search(
             how = learning(loaded)
             samples, others = _samples(settings, split, loaded)
             found = _run(samples, how, settings, seconds, target, console)
+            _write(samples, found, settings, split, target)
             compared = _compared(others, found, console) if others.prompts else []
     except NothingToGain as error:
         console.warn(str(error))
         return 0
-    _write(samples, found, settings, split, target)
     if picture is not None:
         from .search_plot import draw
 

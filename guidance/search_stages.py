@@ -107,8 +107,9 @@ class Stages:
                                         "float32 or float64, or fewer steps")  # fmt: skip
                 progress = self._stepped(progress, gradient, float(loss.detach()))
                 yield progress
-        progress = progress._replace(relaxed=True)
-        yield progress
+        if len(progress.losses) == self.settings.iterations:  # else a later call with more time goes on
+            progress = progress._replace(relaxed=True)
+            yield progress
         return progress
 
     def _batch(self, n: int) -> int:
@@ -125,7 +126,8 @@ class Stages:
         second = b2 * progress.second + (1.0 - b2) * gradient.square()
         ratio = first / (1.0 - b1**n) / ((second / (1.0 - b2**n)).sqrt() + TINY)
         logits = progress.logits - self.settings.rate_at(n - 1) * ratio
-        return progress._replace(logits=logits, first=first, second=second, losses=(*progress.losses, loss))
+        return progress._replace(logits=logits, first=first, second=second, losses=(*progress.losses, loss),
+                                 choices=(), tried=0, cursor=0)  # fmt: skip
 
     def _refine(self, progress: Progress, clock: Clock) -> Iterator[Progress]:
         """Takes the first single change that brings the policy closer, until none does."""

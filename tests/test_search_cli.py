@@ -66,7 +66,7 @@ def test_a_cut_search_says_so_and_goes_on_with_more_time(cli, model):  # noqa: F
         (("--target-nfe", 5), 2, "without any guidance it has 2, with guidance at every tick 4"),
         (("--strengths", "2,two"), 2, "expected numbers with commas"),
         (("--minutes", "nan"), 2, "--minutes must be a number above 0"),
-        (("--solver", "adaptive-2"), 2, "chooses its steps while it runs"),
+        (("--solver", "adaptive-12"), 2, "chooses its steps while it runs"),
         (("--held-out", -1), 2, "--held-out"),
         (("--changes", -1), 2, "--changes must be a whole number"),
         (("-o", "s.png"), 2, ".safetensors"),
