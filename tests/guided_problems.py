@@ -82,13 +82,18 @@ def gammas(name: str = "2m", **policy: Any) -> dict[int, tuple[float, ...]]:
 
 
 def mixed_threshold(name: str = "2m", **policy: Any) -> float:
-    """One that the three images cross at different ticks, if possible, halfway between two gammas that occur."""
-    found = gammas(name, **policy)
-    values = sorted({g for row in found.values() for g in row})
+    """One that the three images cross at different ticks, if possible."""
+    return apart(gammas(name, **policy))
+
+
+def apart(scores: dict[int, tuple[float, ...]]) -> float:
+    """A threshold halfway between two gammas that occur, 1e-6 from any, that images cross at different ticks."""
+    ticks = list(scores)
+    images = range(len(scores[ticks[0]]))
 
     def first(threshold: float) -> list[int]:
-        return [next((i for i, row in found.items() if row[k] >= threshold), 10**6) for k in range(3)]
+        return [next((i for i in ticks if scores[i][k] >= threshold), 10**6) for k in images]
 
-    middles = [(a + b) / 2.0 for a, b in zip(values, values[1:], strict=False) if b - a > 1e-6]
-    ticks = list(found)
-    return max(middles, key=lambda t: (len(set(first(t))), sum(0 < f < ticks[-1] for f in first(t))))
+    values = sorted({g for row in scores.values() for g in row})
+    middles = [(a + b) / 2.0 for a, b in zip(values, values[1:], strict=False) if b - a > 2e-6]
+    return max(middles, key=lambda t: (len(set(first(t))), sum(ticks[0] < f < ticks[-1] for f in first(t))))

@@ -36,7 +36,8 @@ class Restarting(Policy):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n in SOLVERS])
-@pytest.mark.parametrize("at", ({1: (5,)}, {0: (4,), 1: (5,), 2: (6,)}, {0: (5, 7), 2: (6,)}, {1: (10,), 2: (10, 11)}), ids=str)
+@pytest.mark.parametrize("at", ({1: (5,)}, {0: (4,), 1: (5,), 2: (6,)}, {0: (5, 7), 2: (6,)},
+                                {1: (10,), 2: (10, 11)}), ids=str)  # fmt: skip
 def test_a_batch_that_restarts_image_by_image_is_its_images(name, at):
     together = run(Restarting(at), name)
     undisturbed = run(CFG(SCALE), name)
