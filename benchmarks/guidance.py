@@ -112,8 +112,10 @@ def report_of(rows: Sequence[Row], folder: Path, backbone: Backbone, command: st
     """Everything that is printed, from the cache."""
     found = {row.name: measured for row in rows if (measured := collected(folder, row)) is not None}
     lines = summaries(rows, found)
-    blocks = [{"title": block.title, "notes": list(block.notes), "rows": [x for x in lines if x["row"] in block.names]}
-              for block in BLOCKS]  # fmt: skip
+    by_name = {line["row"]: line for line in lines}
+    shown = [[by_name[name] for name in block.names if name in by_name] for block in BLOCKS]
+    blocks = [{"title": block.title, "notes": list(block.notes), "rows": of}
+              for block, of in zip(BLOCKS, shown, strict=True)]  # fmt: skip
     return {
         "schema": 1, "benchmark": NAME, "title": "Guidance policies on tiny-sd: what is saved, and what it costs",
         "notes": list(NOTES), "command": command, "machine": machine(), "versions": versions(),
