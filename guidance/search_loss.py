@@ -163,9 +163,9 @@ def discrete(
 
 
 def best_of(logits: Sequence[float], candidates: Sequence[Choice]) -> tuple[tuple[float, Choice], tuple[float, Choice]]:
-    """(logit, candidate) of the best that evaluates one branch, and of the best that evaluates two."""
+    """(logit, candidate) of the best that evaluates one branch, "cond" in a tie, and of the best that evaluates two."""
     found = []
     for branches in (1, 2):
         of_these = [(v, c) for v, c in zip(logits, candidates, strict=True) if branches_of(c) == branches]
-        found.append(max(of_these, key=lambda pair: pair[0]))
+        found.append(max(of_these, key=lambda pair: (pair[0], pair[1] == "cond")))
     return found[0], found[1]
