@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..samplers import NoiseTape, Policy
-from .calibrate import stop_of
+from .calibrate_candidates import stop_of
 from .calibrate_runs import Bench, Nobody, Samples, Watch
 from .calibrate_state import Kept
 from .fingerprint import of_pipeline
