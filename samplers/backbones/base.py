@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ...kernels.upload import to_device
 from ..engine import Network
 from ..feeding import batch_of
 from ..levels import NoiseSchedule
@@ -116,7 +117,7 @@ class UNetNetwork:
         key = (branches, images)
         if self._selected[0] != key:
             parts = [self.conditions[b] for b in branches]
-            rows = [None if v is None else torch.tensor(v, device=batch.device) for v in images]
+            rows = [None if v is None else to_device(v, batch.device, torch.int64) for v in images]
             self._selected = key, _join([p if r is None else _rows(p, r) for p, r in zip(parts, rows, strict=True)])
         some = sum(len(v) for v in images if v is not None)
         everyone = (batch.shape[0] - some) // max(1, images.count(None))
