@@ -67,6 +67,7 @@ def calibrate(
     target_nfe: more.TargetNfe = None,
     target_fidelity: more.TargetFidelity = None,
     space: more.Space = "x0",
+    plan: more.Plan = "chosen",
     window: more.Window = None,
     ridge: more.Ridge = 1e-6,
     batch_size: more.CalibrationBatch = 4,
@@ -101,7 +102,7 @@ def calibrate(
     picture = None if plot is None else plottable(plot)
     console = Console(quiet, verbose)
     with console.hushed():
-        goal = _goal(policy, target_nfe, target_fidelity, window, ridge, space)
+        goal = _goal(policy, target_nfe, target_fidelity, plan, window, ridge, space)
         _check_target(goal, settings)
         samples = _samples(settings, space, console)
     for note in how.notes:
@@ -190,14 +191,15 @@ def plottable(plot: str) -> Path:
     return path
 
 
-def _goal(policy: str, nfe: Any, fidelity: Any, window: Any, ridge: float, space: str) -> Goal:
-    from ..guidance.calibrate import KINDS, Goal
+def _goal(policy: str, nfe: Any, fidelity: Any, plan: str, window: Any, ridge: float, space: str) -> Goal:
+    from ..guidance.calibrate import KINDS, PLANS, Goal
     from ..guidance.named import SPACES
 
     checks.one_of("--policy", policy, KINDS)
+    checks.one_of("--plan", plan, PLANS)
     checks.one_of("--space", space, SPACES)
     try:
-        return Goal(policy, nfe, fidelity, window, ridge)  # type: ignore[arg-type]
+        return Goal(policy, nfe, fidelity, plan, window, ridge)  # type: ignore[arg-type]
     except ConfigError as error:
         raise ConfigError(in_options(str(error))) from None
 
@@ -217,7 +219,7 @@ def _check_target(goal: Goal, settings: Settings) -> None:
 
 def in_options(text: str) -> str:
     """A message of the library in the words of the command line."""
-    for name in ("target_nfe", "target_fidelity", "window must", "ridge must"):
+    for name in ("target_nfe", "target_fidelity", "plan '", "window must", "ridge must"):
         text = text.replace(name, f"--{name.replace('_', '-')}")
     return text
 

@@ -35,6 +35,15 @@ _target_fidelity = option(
 _space = option(
     HOW, "--space", metavar="NAME", among=SPACES, help=f"Where predictions are compared: {', '.join(SPACES)}."
 )
+_plan = option(
+    HOW,
+    "--plan",
+    metavar="NAME",
+    among=("chosen", "alternating"),
+    help="With --policy linear: where the unconditional prediction is evaluated. chosen: where one recorded pass says, "
+    "estimated everywhere else; alternating: the paper's, every second tick at first, later none, one pass per "
+    "estimated tick.",
+)
 _window = option(
     HOW,
     "--window",
@@ -52,6 +61,7 @@ Policy = Annotated[str, _policy]
 TargetNfe = Annotated[float | None, _target_nfe]
 TargetFidelity = Annotated[float | None, _target_fidelity]
 Space = Annotated[str, _space]
+Plan = Annotated[str, _plan]
 Window = Annotated[int | None, _window]
 Ridge = Annotated[float, _ridge]
 CalibrationBatch = Annotated[int, _calibration_batch]

@@ -26,6 +26,10 @@ def as_text(found: Calibrated, samples: Samples) -> list[str]:
             f"{'error':<10} {error.mean():.4f} mean, {error.quantile(0.9):.4f} for 9 of 10 images, {error.max():.4f} "
             "for the worst: relative RMS of the last latents to full guidance's",
         ]
+        if found.held:
+            rest = error[-found.held :]
+            lines.append(f"{'held out':<10} {rest.mean():.4f} mean, {rest.max():.4f} for the worst of the {found.held} "
+                         "images that nothing was fitted on")  # fmt: skip
         lines += [f"{'tried':<10} NFE {n:.2f}: error {e:.4f}" for n, e in found.tried if len(found.tried) > 1]
     if found.gamma is not None:
         lines += ["", *_steps(found, samples)]
@@ -67,6 +71,9 @@ def as_json(found: Calibrated, samples: Samples) -> dict[str, Any]:
         told["nfe"] = {"mean": float(nfe.mean()), "min": float(nfe.min()), "max": float(nfe.max())}
         told["saved"] = found.saved
         told["error"] = {"mean": float(error.mean()), "p90": float(error.quantile(0.9)), "max": float(error.max())}
+        if found.held:
+            rest = error[-found.held :]
+            told["held_out"] = {"images": found.held, "mean": float(rest.mean()), "max": float(rest.max())}
         told["tried"] = [{"nfe": n, "error": e} for n, e in found.tried]
     if found.gamma is not None:
         told["per_step"] = _rows(found, samples)

@@ -1,7 +1,7 @@
 """Choosing a policy for a model: on some prompts, by the cost or by the distance from full guidance.
 
 Every kind of policy here has one number that trades evaluations for fidelity: the threshold of AdaptiveGuidance, the
-guided part of DeltaReuse, the guided ticks of LinearAG. Its possible values are the candidates, cheapest first.
+guided part of DeltaReuse, how often LinearAG evaluates u. Its possible values are the candidates, cheapest first.
 
 target_nfe         the most expensive candidate whose mean cost is not above it.
 target_fidelity    the cheapest one whose mean error (see calibrate_runs) is not above it, by bisection: the error is
@@ -9,12 +9,14 @@ target_fidelity    the cheapest one whose mean error (see calibrate_runs) is not
 neither            the default of the policy.
 
 The chosen one is then run on all prompts, and what is reported was measured there: on the prompts it was chosen on.
+LinearAG is fitted without the last fifth of the batches, whose error is also told by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,20 +25,18 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..samplers import Policy
-from .adaptive import DEFAULT_THRESHOLD, AdaptiveGuidance
+from .calibrate_candidates import candidates
 from .calibrate_runs import Bench, Measured, Nobody, Samples, Watch
 from .calibrate_state import Kept
-from .delta_reuse import DeltaReuse
 from .fingerprint import of_pipeline
-from .linear import kinds_alternating
 from .made_for import EMPTY, GIVEN, MadeFor
 from .scale import check_scale
 from .space import check_space
 
 PolicyKind = Literal["adaptive", "linear", "delta-reuse"]
 KINDS: tuple[str, ...] = get_args(PolicyKind)
-_MOST = 512  # thresholds that are looked at
-_BISECTED = 64  # and of those how many a bisection chooses from
+Plan = Literal["chosen", "alternating"]
+PLANS: tuple[str, ...] = get_args(Plan)
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,15 @@ class Goal:
     """What to choose, and by what.
 
     policy: one of KINDS.       target_nfe: network evaluations an image, mean.       target_fidelity: mean error.
+    plan: of LinearAG, where u is evaluated. "chosen": at the ticks that a recorded pass says, estimated at all others
+    (linear_plan). "alternating": the paper's, with coefficients fitted on policy, one pass each (linear_fit).
     window, ridge: of the fit of LinearAG, see linear_fit.
     """
 
     policy: PolicyKind = "adaptive"
     target_nfe: float | None = None
     target_fidelity: float | None = None
+    plan: Plan = "chosen"
     window: int | None = None
     ridge: float = 1e-6
 
@@ -58,6 +61,11 @@ class Goal:
             raise ConfigError(f"the policy to calibrate is one of {', '.join(KINDS)}, got {self.policy!r}")
         if self.target_nfe is not None and self.target_fidelity is not None:
             raise ConfigError("target_nfe and target_fidelity were both given: one decides, leave the other out")
+        if self.plan not in PLANS:
+            raise ConfigError(f"the plan of LinearAG is one of {', '.join(PLANS)}, got {self.plan!r}")
+        if self.plan != "chosen" and self.policy != "linear":
+            raise ConfigError(f"plan {self.plan!r} is one of the policy linear, and the policy is {self.policy}: "
+                              "leave one of the two out")  # fmt: skip
         for name in ("target_nfe", "target_fidelity"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < float("inf"):
@@ -68,17 +76,11 @@ class Goal:
             raise ConfigError(f"ridge must be a number, at least 0, got {self.ridge!r}")
 
 
-class Candidate(NamedTuple):
-    """nfe: mean evaluations an image.       make: the policy; of LinearAG it fits."""
-
-    nfe: float
-    make: Callable[[], Policy]
-
-
 class Calibrated(NamedTuple):
     """policy: None where nothing can be gained, and `why` says why.       measured: of it, on all samples.
     gamma: [n, steps] float64 along full guidance.       full: evaluations of full guidance an image.
     tried: (mean NFE, mean error) of every policy that was run.
+    held: so many of the last images had no part in the fit; 0 where nothing was fitted, or there are too few.
     """
 
     policy: Policy | None
@@ -88,6 +90,7 @@ class Calibrated(NamedTuple):
     gamma: Tensor | None = None
     measured: Measured | None = None
     tried: tuple[tuple[float, float], ...] = ()
+    held: int = 0
 
     @property
     def saved(self) -> float:
@@ -141,28 +144,30 @@ def _calibrate(samples: Samples, goal: Goal, made_for: MadeFor, full: int, bench
         why = ("the predictions with and without the prompt are the same at every step, so guidance does nothing: "
                "use guidance scale 1 and save half")  # fmt: skip
         return Calibrated(None, made_for, why, full, gamma)
-    candidates, default = _candidates(samples, goal, gamma, bench, watch)
+    found, default = candidates(samples, goal, gamma, bench, watch)
     tried: dict[int, Measured] = {}
+    policy_at = cache(lambda k: found[k].make())
 
     def measured(k: int) -> Measured:
         if k not in tried:
-            tried[k] = bench.measure(candidates[k].make())
+            tried[k] = bench.measure(policy_at(k))
         return tried[k]
 
     chosen = default
     if goal.target_nfe is not None:
-        within = [k for k, candidate in enumerate(candidates) if candidate.nfe <= goal.target_nfe + 1e-9]
-        chosen = within[-1] if within else _refuse(goal, f"the cheapest costs {candidates[0].nfe:g}")
+        within = [k for k, candidate in enumerate(found) if candidate.nfe <= goal.target_nfe + 1e-9]
+        chosen = within[-1] if within else _refuse(goal, f"the cheapest costs {found[0].nfe:g}")
     elif goal.target_fidelity is not None:
-        watch.expect((len(candidates).bit_length() - 1) * bench.pass_ticks())
-        chosen = _cheapest(goal, lambda k: float(measured(k).error.mean()), len(candidates))
-    policy, result = candidates[chosen].make(), measured(chosen)
+        watch.expect((len(found).bit_length() - 1) * bench.pass_ticks())
+        chosen = _cheapest(goal, lambda k: float(measured(k).error.mean()), len(found))
+    policy, result = policy_at(chosen), measured(chosen)
     pairs = sorted((float(m.nfe.mean()), float(m.error.mean())) for m in tried.values())
     why = None
     if float(result.nfe.mean()) >= full:
         why = "nothing is gained: gamma crosses no threshold that is near enough before the last step, so every " \
               "evaluation of full guidance is made"  # fmt: skip
-    return Calibrated(policy, made_for, why, full, gamma, result, tuple(pairs))
+    held = bench.held if goal.policy == "linear" else 0
+    return Calibrated(policy, made_for, why, full, gamma, result, tuple(pairs), held)
 
 
 def _cheapest(goal: Goal, error: Callable[[int], float], count: int) -> int:
@@ -183,64 +188,12 @@ def _refuse(goal: Goal, best: str) -> int:
                       "another target or policy")  # fmt: skip
 
 
-def _candidates(samples: Samples, goal: Goal, gamma: Tensor, bench: Bench, watch: Watch) -> tuple[list[Candidate], int]:
-    """Cheapest first, and which is the default."""
-    scale, ticks, of_step = samples.scale, samples.ticks, samples.ticks_of_step
-    if goal.policy == "adaptive":
-        return _thresholds(samples, goal, gamma)
-    if goal.policy == "delta-reuse":
-        steps = len(of_step)
-        parts = [stop_of(k, steps) for k in range(1, steps)] or [1.0]
-        found = [Candidate(float(ticks + of_step[: max(1, int(p * steps))].sum()),
-                           lambda p=p: DeltaReuse(scale, stop=p)) for p in parts]  # fmt: skip
-        return found, max(0, steps // 2 - 1)
-    guided = [h for h in range(2, ticks + 1) if h % 2 == 0 or h == ticks] or [1]
-    plans = [kinds_alternating(ticks, h) for h in guided]
-    fits = [Candidate(float(ticks + plan.count("cfg")), lambda plan=plan: bench.fit(plan, goal.window, goal.ridge))
-            for plan in plans]  # fmt: skip
-    default = next(k for k, h in enumerate(guided) if h >= -(-ticks // 2))
-    most = plans[-1] if goal.target_nfe is None and goal.target_fidelity is not None else plans[default]
-    watch.expect(sum(bench.fit_ticks(t) for t, kind in enumerate(most) if kind == "linear"))
-    return fits, default
-
-
-def stop_of(guided: int, steps: int) -> float:
-    """`stop` of a policy that guides the first `guided` of `steps` steps, so that int(stop steps) is that."""
-    stop = guided / steps
-    return stop if int(stop * steps) == guided else (guided + 0.5) / steps
-
-
-def _thresholds(samples: Samples, goal: Goal, gamma: Tensor) -> tuple[list[Candidate], int]:
-    """One candidate for every different mean cost, or an even choice of them, and the default threshold's place.
-
-    A threshold matters only by which images it lets cross where, so it is put in the middle between two gammas; above
-    all of them it is 2, which is full guidance.
-    """
-    values = torch.cummax(gamma, dim=1).values.flatten().unique()
-    between = torch.cat([values[:1] - 1e-3, (values[1:] + values[:-1]) / 2])
-    between = between[torch.linspace(0, len(between) - 1, min(_MOST, len(between))).round().long()]
-    wanted = [*between.tolist(), 2.0]
-    if goal.target_fidelity is not None:
-        wanted = [wanted[k] for k in torch.linspace(0, len(wanted) - 1, min(_BISECTED, len(wanted))).round().long()]
-    if goal.target_nfe is None and goal.target_fidelity is None:
-        wanted = [DEFAULT_THRESHOLD]
-    return [Candidate(float(nfe_at(t, gamma, samples.ticks_of_step).mean()), lambda t=t: AdaptiveGuidance(
-        threshold=t, scale=samples.scale, space=samples.space)) for t in wanted], 0  # fmt: skip
-
-
-def nfe_at(threshold: float, gamma: Tensor, ticks_of_step: Tensor) -> Tensor:
-    """[n] evaluations of each image under AdaptiveGuidance(threshold), from gamma [n, steps] along full guidance.
-
-    Until an image crosses, its run is that of full guidance, so this is exact. The step that crosses is still guided.
-    """
-    crossed = gamma >= threshold
-    last = torch.where(crossed.any(1), crossed.int().argmax(1), gamma.shape[1] - 1)
-    return (ticks_of_step.sum() + ticks_of_step.cumsum(0)[last]).double()
-
-
 def check_target(goal: Goal, ticks: int) -> None:
     """ConfigError for a target that no policy at all can meet in a run of so many ticks."""
     full, least = 2 * ticks, ticks + 1
+    if goal.policy == "linear" and ticks < 2:
+        raise ConfigError("LinearAG estimates from earlier ticks, and a run of 1 tick has none: take more steps, or "
+                          "another policy")  # fmt: skip
     if goal.target_nfe is not None and not least <= goal.target_nfe < full:
         raise ConfigError(f"target_nfe {goal.target_nfe:g} cannot be: full guidance costs {full} evaluations an image "
                           f"here, and one guided tick {least}; choose from {least} to {full - 1}")  # fmt: skip

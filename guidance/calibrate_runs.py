@@ -18,7 +18,8 @@ from ..samplers import NoiseTape, Policy, Report, Table, initial_noise, solve
 from .adaptive import AdaptiveGuidance
 from .calibrate_state import Kept
 from .linear import Kind, LinearAG
-from .linear_fit import fit_linear, regressors
+from .linear_fit import Inner, fit_linear, regressors
+from .linear_plan import Recorded, record_linear
 
 if TYPE_CHECKING:
     from ..samplers.backbones import Backbone
@@ -98,11 +99,17 @@ class Measured(NamedTuple):
 
 
 class Bench:
-    """Runs policies on the same samples; what was measured before is not run again."""
+    """Runs policies on the same samples; what was measured before is not run again.
+
+    fitted: the batches that policies are fitted on; the last fifth of all of them is not among them.
+    held: how many images that leaves out.
+    """
 
     def __init__(self, samples: Samples, kept: Kept, watch: Watch) -> None:
         self.samples, self._kept, self._watch = samples, kept, watch
-        self._known: dict[int, Mapping[str, float]] = {}
+        batches = samples.batches
+        self.fitted = batches[: len(batches) - len(batches) // 5]
+        self.held = len(samples.prompts) - min(len(samples.prompts), self.fitted[-1].stop)
 
     def full(self) -> Tensor:
         """gamma [n, steps] float64 along full guidance; its latents are kept for `measure`."""
@@ -118,7 +125,7 @@ class Bench:
 
     def measure(self, policy: Policy) -> Measured:
         """The cost of a policy and how far its latents are from those of full guidance."""
-        name = hashlib.sha256(repr(policy).encode()).hexdigest()[:16]
+        name = _digest(policy)
         for k, part in enumerate(self.samples.batches):
             if f"{name}.{k}.nfe" in self._kept:
                 self._watch.passed(self.samples.ticks)
@@ -133,32 +140,61 @@ class Bench:
         return Measured(nfe, error, torch.stack([self._kept[f"{name}.{k}.guided"] for k in parts]).sum(0))
 
     def fit(self, kinds: Sequence[Kind], window: int | None, ridge: float) -> LinearAG:
-        """LinearAG's coefficients for a plan. A tick's do not depend on later ones, so that plans that begin alike
-        share them."""
+        """LinearAG's coefficients for a plan, on policy. A tick's do not depend on later ones, so that plans that begin
+        alike share them."""
         regress = {t: regressors(t, kinds, window) for t, kind in enumerate(kinds) if kind == "linear"}
+
+        def name(t: int) -> str:
+            """Of the coefficients of a tick, by all that decides them."""
+            return f"{_digest((tuple(kinds[: t + 1]), window, ridge))}.{t}.b"
+
+        known: dict[int, Mapping[str, float]] = {}
         for t, names in regress.items():
-            if f"linear.{t}.b" in self._kept and t not in self._known:
-                self._known[t] = dict(zip(names, self._kept[f"linear.{t}.b"].tolist(), strict=True))
+            if name(t) in self._kept:
+                known[t] = dict(zip(names, self._kept[name(t)].tolist(), strict=True))
                 self._watch.passed(self.fit_ticks(t))
-        known = {t: b for t, b in self._known.items() if t in regress}
 
         def fitted(t: int, coefficients: Mapping[str, float]) -> None:
-            self._known[t] = coefficients
-            self._kept.add({f"linear.{t}.b": torch.tensor(list(coefficients.values()), dtype=torch.float64)})
-
-        def run(policy: Policy, part: slice) -> None:
-            try:
-                self.samples.run(policy, part, self._tick)
-            finally:
-                self._watch.passed(1)  # the tick that is measured does not end
+            self._kept.add({name(t): torch.tensor(list(coefficients.values()), dtype=torch.float64)})
 
         scale = self.samples.scale
-        return fit_linear(run, self.samples.batches, kinds, scale=scale, window=window, ridge=ridge, known=known,
+        return fit_linear(self._stopped, self.fitted, kinds, scale=scale, window=window, ridge=ridge, known=known,
                           on_fitted=fitted).policy  # fmt: skip
+
+    def record(self) -> Recorded:
+        """One fully guided pass, for linear_plan. Batches are recorded, and kept, one by one."""
+        samples, ticks = self.samples, self.samples.ticks
+        for k, part in enumerate(self.fitted):
+            if f"noise.{k}.row" in self._kept:
+                self._watch.passed(ticks)
+                continue
+            found = record_linear(self._stopped, [part], ticks, scale=samples.scale)
+            noise = {f"noise.{k}.row": torch.tensor(found.noise, dtype=torch.float64)}
+            self._kept.add(noise | {f"inner{t}.{k}.gram": inner.matrix for t, inner in found.inner.items()})
+        images = [len(samples.prompts[part]) for part in self.fitted]
+
+        def inner(t: int) -> Inner:
+            total = sum(self._kept[f"inner{t}.{k}.gram"] * n for k, n in enumerate(images))
+            assert isinstance(total, Tensor)
+            return Inner((*regressors(t, ("cfg",) * ticks), "uncond"), total / sum(images), sum(images))
+
+        noise = tuple(self._kept["noise.0.row"].tolist())
+        return Recorded({t: inner(t) for t in range(1, ticks)}, noise, tuple(samples.table.plan.step), samples.scale)
+
+    def _stopped(self, policy: Policy, part: slice) -> None:
+        """A run that ends at the tick it measures."""
+        try:
+            self.samples.run(policy, part, self._tick)
+        finally:
+            self._watch.passed(1)  # that tick does not end
 
     def fit_ticks(self, t: int) -> int:
         """What the fit of tick t costs."""
-        return (t + 1) * len(self.samples.batches)
+        return (t + 1) * len(self.fitted)
+
+    def record_ticks(self) -> int:
+        """What `record` costs."""
+        return self.samples.ticks * len(self.fitted)
 
     def pass_ticks(self) -> int:
         """What a pass over all samples costs."""
@@ -172,6 +208,10 @@ def apart(x: Tensor, reference: Tensor) -> Tensor:
     """[B] relative RMS of x (B, ...) to a reference, float64."""
     difference, size = ((v.double().flatten(1)).norm(dim=1) for v in (x.double() - reference.double(), reference))
     return difference / size
+
+
+def _digest(of: object) -> str:
+    return hashlib.sha256(repr(of).encode()).hexdigest()[:16]
 
 
 def _count(asked: Any, branch: str, batch: int) -> int:

@@ -9,7 +9,8 @@ import torch
 
 from fewstep.errors import ConfigError, NumericsError
 from fewstep.guidance.adaptive import AdaptiveGuidance
-from fewstep.guidance.calibrate import Goal, calibrate, nfe_at, quantiles, stop_of
+from fewstep.guidance.calibrate import Goal, calibrate, quantiles
+from fewstep.guidance.calibrate_candidates import nfe_at, stop_of
 from fewstep.guidance.calibrate_runs import Bench, Nobody, Samples, apart
 from fewstep.guidance.calibrate_state import Kept
 from fewstep.guidance.delta_reuse import DeltaReuse
@@ -123,7 +124,7 @@ def test_the_guided_part_of_the_steps():
 
 def test_the_fit_is_that_of_the_library(samples, tmp_path):
     """And what a file of it makes is what was measured."""
-    found = calibrate(samples, Goal("linear", window=1, ridge=1e-4), name="tiny")
+    found = calibrate(samples, Goal("linear", plan="alternating", window=1, ridge=1e-4), name="tiny")
     assert isinstance(found.policy, LinearAG) and found.policy.kinds == kinds_alternating(6, 4)[:6]
 
     def run(policy, part):
