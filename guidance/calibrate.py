@@ -139,7 +139,7 @@ def calibrate(
 
 def _calibrate(samples: Samples, goal: Goal, made_for: MadeFor, full: int, bench: Bench, watch: Watch) -> Calibrated:
     watch.expect(2 * bench.pass_ticks())
-    gamma = bench.full()
+    gamma = bench.full(recorded=goal.policy == "linear" and goal.plan == "chosen")
     if bool((gamma > 1.0 - 1e-12).all()):
         why = ("the predictions with and without the prompt are the same at every step, so guidance does nothing: "
                "use guidance scale 1 and save half")  # fmt: skip

@@ -39,7 +39,7 @@ def candidates(samples: Samples, goal: Goal, gamma: Tensor, bench: Bench, watch:
         return _thresholds(samples, goal, gamma)
     if goal.policy == "delta-reuse":
         return _frozen(samples)
-    return (_alternating if goal.plan == "alternating" else _chosen)(samples, goal, bench, watch)
+    return _alternating(samples, goal, bench, watch) if goal.plan == "alternating" else _chosen(samples, goal, bench)
 
 
 def _frozen(samples: Samples) -> tuple[list[Candidate], int]:
@@ -52,11 +52,9 @@ def _frozen(samples: Samples) -> tuple[list[Candidate], int]:
     return found, max(0, steps // 2 - 1)
 
 
-def _chosen(samples: Samples, goal: Goal, bench: Bench, watch: Watch) -> tuple[list[Candidate], int]:
+def _chosen(samples: Samples, goal: Goal, bench: Bench) -> tuple[list[Candidate], int]:
     """LinearAG with u evaluated where one recorded pass says, by how often."""
-    ticks = samples.ticks
-    watch.expect(bench.record_ticks())
-    recorded = bench.record()
+    ticks, recorded = samples.ticks, bench.recorded()
 
     def make(evaluated: int) -> Policy:
         kinds = choose_kinds(recorded, evaluated, ridge=goal.ridge)

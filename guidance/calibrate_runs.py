@@ -16,9 +16,10 @@ from torch import Tensor
 from ..errors import NumericsError
 from ..samplers import NoiseTape, Policy, Report, Table, initial_noise, solve
 from .adaptive import AdaptiveGuidance
+from .calibrate_record import Watched
 from .calibrate_state import Kept
 from .linear import Kind, LinearAG
-from .linear_fit import Inner, fit_linear, regressors
+from .linear_fit import Inner, Recorder, fit_linear, regressors
 from .linear_plan import Recorded, record_linear
 
 if TYPE_CHECKING:
@@ -111,17 +112,50 @@ class Bench:
         self.fitted = batches[: len(batches) - len(batches) // 5]
         self.held = len(samples.prompts) - min(len(samples.prompts), self.fitted[-1].stop)
 
-    def full(self) -> Tensor:
-        """gamma [n, steps] float64 along full guidance; its latents are kept for `measure`."""
-        recorder = AdaptiveGuidance(threshold=2.0, scale=self.samples.scale, space=self.samples.space)
+    def full(self, recorded: bool = False) -> Tensor:
+        """gamma [n, steps] float64 along full guidance; its latents are kept for `measure`.
+
+        recorded: keep the inner products of its predictions too, for `recorded`.
+        """
         for k, part in enumerate(self.samples.batches):
-            if f"{CFG_PASS}.{k}.gamma" in self._kept:
+            record = recorded and part in self.fitted
+            if f"{CFG_PASS}.{k}.gamma" in self._kept and (not record or f"noise.{k}.row" in self._kept):
                 self._watch.passed(self.samples.ticks)
-                continue
-            x, report = self.samples.run(recorder, part, self._tick)
-            gamma = torch.tensor([report.scores[i] for i in sorted(report.scores)], dtype=torch.float64).T
-            self._kept.add({f"{CFG_PASS}.{k}.gamma": gamma, f"{CFG_PASS}.{k}.x": x})
+            elif record:
+                self._record(k, part)
+            else:
+                gamma = AdaptiveGuidance(threshold=2.0, scale=self.samples.scale, space=self.samples.space)
+                self._kept.add(self._full(k, part, gamma))
         return torch.cat([self._kept[f"{CFG_PASS}.{k}.gamma"] for k in range(len(self.samples.batches))])
+
+    def _full(self, k: int, part: slice, policy: Policy) -> dict[str, Tensor]:
+        """A run of full guidance whose scores are gamma."""
+        x, report = self.samples.run(policy, part, self._tick)
+        gamma = torch.tensor([report.scores[i] for i in sorted(report.scores)], dtype=torch.float64).T
+        return {f"{CFG_PASS}.{k}.gamma": gamma, f"{CFG_PASS}.{k}.x": x}
+
+    def _record(self, k: int, part: slice) -> None:
+        """The same, and what linear_plan wants of it; kept together."""
+        kept: dict[str, Tensor] = {}
+
+        def run(recorder: Policy, part: slice) -> None:
+            assert isinstance(recorder, Recorder)
+            kept.update(self._full(k, part, Watched(recorder, self.samples.space)))
+
+        found = record_linear(run, [part], self.samples.ticks, scale=self.samples.scale)
+        kept |= {f"inner{t}.{k}.gram": inner.matrix for t, inner in found.inner.items()}
+        self._kept.add({**kept, f"noise.{k}.row": torch.tensor(found.noise, dtype=torch.float64)})
+
+    def recorded(self) -> Recorded:
+        """What `full` recorded, of all batches that are fitted on."""
+        images, ticks = [len(self.samples.prompts[part]) for part in self.fitted], self.samples.ticks
+
+        def inner(t: int) -> Inner:
+            total = torch.stack([self._kept[f"inner{t}.{k}.gram"] * n for k, n in enumerate(images)]).sum(0)
+            return Inner((*regressors(t, ("cfg",) * ticks), "uncond"), total / sum(images), sum(images))
+
+        noise, step = tuple(self._kept["noise.0.row"].tolist()), tuple(self.samples.table.plan.step)
+        return Recorded({t: inner(t) for t in range(1, ticks)}, noise, step, self.samples.scale)
 
     def measure(self, policy: Policy) -> Measured:
         """The cost of a policy and how far its latents are from those of full guidance."""
@@ -157,44 +191,19 @@ class Bench:
         def fitted(t: int, coefficients: Mapping[str, float]) -> None:
             self._kept.add({name(t): torch.tensor(list(coefficients.values()), dtype=torch.float64)})
 
+        def run(policy: Policy, part: slice) -> None:
+            try:
+                self.samples.run(policy, part, self._tick)
+            finally:
+                self._watch.passed(1)  # the tick that is measured does not end
+
         scale = self.samples.scale
-        return fit_linear(self._stopped, self.fitted, kinds, scale=scale, window=window, ridge=ridge, known=known,
+        return fit_linear(run, self.fitted, kinds, scale=scale, window=window, ridge=ridge, known=known,
                           on_fitted=fitted).policy  # fmt: skip
-
-    def record(self) -> Recorded:
-        """One fully guided pass, for linear_plan. Batches are recorded, and kept, one by one."""
-        samples, ticks = self.samples, self.samples.ticks
-        for k, part in enumerate(self.fitted):
-            if f"noise.{k}.row" in self._kept:
-                self._watch.passed(ticks)
-                continue
-            found = record_linear(self._stopped, [part], ticks, scale=samples.scale)
-            noise = {f"noise.{k}.row": torch.tensor(found.noise, dtype=torch.float64)}
-            self._kept.add(noise | {f"inner{t}.{k}.gram": inner.matrix for t, inner in found.inner.items()})
-        images = [len(samples.prompts[part]) for part in self.fitted]
-
-        def inner(t: int) -> Inner:
-            total = sum(self._kept[f"inner{t}.{k}.gram"] * n for k, n in enumerate(images))
-            assert isinstance(total, Tensor)
-            return Inner((*regressors(t, ("cfg",) * ticks), "uncond"), total / sum(images), sum(images))
-
-        noise = tuple(self._kept["noise.0.row"].tolist())
-        return Recorded({t: inner(t) for t in range(1, ticks)}, noise, tuple(samples.table.plan.step), samples.scale)
-
-    def _stopped(self, policy: Policy, part: slice) -> None:
-        """A run that ends at the tick it measures."""
-        try:
-            self.samples.run(policy, part, self._tick)
-        finally:
-            self._watch.passed(1)  # that tick does not end
 
     def fit_ticks(self, t: int) -> int:
         """What the fit of tick t costs."""
         return (t + 1) * len(self.fitted)
-
-    def record_ticks(self) -> int:
-        """What `record` costs."""
-        return self.samples.ticks * len(self.fitted)
 
     def pass_ticks(self) -> int:
         """What a pass over all samples costs."""
