@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import IncompatibleError
 from ..samplers import Level, Policy, Run, Table
 from .fingerprint import Fingerprint, of_pipeline
+from .scale import own_scale
 
 EMPTY, GIVEN = "empty", "given"
 _EVERYTHING = ("model", "prediction", "schedule", "steps", "solver", "levels", "scale", "space", "negative")
@@ -77,7 +78,7 @@ def check(policy: Policy, made_for: MadeFor | None, here: MadeFor, name: str = "
     """
     if made_for is None:
         return
-    own = getattr(policy, "scale", None)
+    own = own_scale(policy)
     scale = own if here.scale is None and isinstance(own, float) else here.scale
     space = getattr(policy, "space", None) if here.space is None else here.space
     for what in _checked(policy):

@@ -32,7 +32,7 @@ from .layout import DEFAULT_STEPS, check_begins_in_noise, check_strength, shorte
 from .made_for import EMPTY, GIVEN, MadeFor, check
 from .named import policy_of
 from .pictures import batch_of_images
-from .scale import with_scale
+from .scale import own_scale, owns_scale, with_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,7 @@ def sample(
     prompts, negative_prompts, seeds = _per_image(prompts, negative_prompts, seeds)
     policy, made_for = policy_of(CFG() if guidance is None else guidance)
     policy = with_scale(policy, guidance_scale)
-    if getattr(policy, "scale", 0.0) is None:
+    if not owns_scale(policy):
         policy = with_scale(policy, backbone.default_guidance_scale)
     named = table is None and (grid is None or isinstance(grid, str))
     share = _share(strength, init_images is not None, named)
@@ -186,7 +186,7 @@ def _table(
     kind = backbone.parametrisation
     rule, implied = solver_and_grid(default_solver(kind) if solver is None else solver)
     grid = (implied or default_grid(rule, kind)) if grid is None else grid
-    branches = 1 if getattr(guidance, "scale", None) in (0.0, 1.0) else 2
+    branches = 1 if own_scale(guidance) in (0.0, 1.0) else 2
     return table_of(backbone.schedule, rule, grid=grid, steps=steps, nfe=nfe, branches=branches, strength=share)
 
 

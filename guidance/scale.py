@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError
-from ..samplers.policy import Line, Run, Weight
+from ..samplers.policy import Line, Policy, Run, Weight
 
 Scale = float | tuple[float, ...] | None
 """diffusers' w, 1 for no guidance; one for every step of the run; None for the caller's."""
@@ -60,14 +60,40 @@ def _number(weight: Weight) -> float:
     return weight
 
 
+def own_scale(policy: Policy) -> Scale:
+    """The policy's `scale`; None if it takes the caller's, or has no one scale (`owns_scale` tells which)."""
+    return getattr(policy, "scale", None)
+
+
+def owns_scale(policy: Policy) -> bool:
+    """Whether the policy gives the guided prediction; else its line is u^ until it gets the caller's scale.
+
+    ConfigError for one that does not say.
+    """
+    if policy.has_scales:
+        return True
+    if not hasattr(policy, "scale"):
+        name = type(policy).__name__
+        raise ConfigError(f"{name} does not say whose guidance scale it takes: give it a field scale (None for the "
+                          "caller's), or has_scales = True if its weights are the guided prediction as they "
+                          "are")  # fmt: skip
+    return own_scale(policy) is not None
+
+
+def scale_in_words(policy: Policy) -> str:
+    """What a policy that owns its scale has, for messages."""
+    own = own_scale(policy)
+    return "its own scales" if own is None else f"scale {own!r}"
+
+
 def with_scale(policy: Any, scale: float | None) -> Any:
     """`policy` with the scale that was given beside it. ConfigError for two explicit ones that differ."""
     if scale is None:
         return policy
-    own = getattr(policy, "scale", None)
-    if own is None and hasattr(policy, "scale"):
-        return replace(policy, scale=check_scale(scale))
-    if own != scale:
-        has = f"scale {own!r}" if hasattr(policy, "scale") else "its scales in its table"
-        raise ConfigError(f"guidance_scale={scale:g} was given, and {type(policy).__name__} has {has}: give one")
+    scale = check_scale(scale)
+    if not owns_scale(policy):
+        return replace(policy, scale=scale)
+    if own_scale(policy) != scale:
+        raise ConfigError(f"guidance_scale={scale:g} was given, and {type(policy).__name__} has "
+                          f"{scale_in_words(policy)}: give one")  # fmt: skip
     return policy

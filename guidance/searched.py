@@ -25,6 +25,8 @@ class SearchedPolicy(PlannedPolicy):
 
     choices: tuple[Choice, ...]
 
+    has_scales = True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", check_choices(self.choices))
 

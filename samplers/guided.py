@@ -57,6 +57,8 @@ NOTHING = Asked()
 class ConditionalOnly(Policy):
     """No guidance: the branch "cond" alone."""
 
+    has_scales = True
+
     @property
     def varies(self) -> Varies:
         return "never"

@@ -31,8 +31,7 @@ class Run(NamedTuple):
 
     batch: images.       nodes, step, stage: per tick, as in Plan; empty where the solver chooses its steps.
     caller_scales: the caller has the guidance scale w, which the policy cannot see (a pipeline of diffusers), and forms
-    u^ + w (c - u^) itself. `weights` of a policy without a scale of its own are then those of the unconditional
-    prediction u^ alone.
+    u^ + w (c - u^) itself: a policy whose `scale` is None must then give the unconditional prediction u^ alone.
     first: the tick that the run begins at (image to image); those before it are never asked for.
     """
 
@@ -74,7 +73,18 @@ class Policy:
     """A guidance policy. `branches` and `weights` must be given, the rest only where a policy uses it.
 
     i is always a tick of the run.       gram: [B, K, K] float64 on the device, if `statistics` asked for one.
+    Every policy says whose guidance scale it takes: by a field `scale`, or by `has_scales`.
     """
+
+    scale: Any
+    """w, a float, or a tuple of one per step: `weights` are the guided prediction. None for the caller's, which
+    `dataclasses.replace(policy, scale=w)` fills in; where that is not to be had (Run.caller_scales) `weights` are those
+    of u^ alone, and the caller forms u^ + w (c - u^). guidance.scale.towards does both.
+
+    Only declared here: a default would be that of the fields of subclasses, which may want none."""
+
+    has_scales: bool = False
+    """True for a policy without `scale` whose `weights` are the guided prediction whoever calls it."""
 
     lag: int = 0
     """A decision for tick i sees scores of ticks up to i - 1 - lag. With 1 the host never waits for the newest tick."""

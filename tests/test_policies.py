@@ -10,7 +10,7 @@ from fewstep.errors import ConfigError
 from fewstep.guidance.adaptive import AdaptiveGuidance
 from fewstep.guidance.cfg import CFG
 from fewstep.guidance.delta_reuse import DeltaReuse
-from fewstep.guidance.scale import with_scale
+from fewstep.guidance.scale import own_scale, owns_scale, with_scale
 from fewstep.guidance.searched import SearchedPolicy
 from fewstep.samplers import EPS, DPMpp2S, Policy, Run, Statistics, solve
 
@@ -93,6 +93,20 @@ def test_delta_reuse_evaluates_what_it_reads(scale, rows):
         assert torch.equal(result.x, run(None)[0].x)
 
 
+@dataclass(frozen=True)
+class Silent(Policy):
+    """A policy that does not say whose scale it takes."""
+
+
+def test_whose_scale_a_policy_takes():
+    owned = [(CFG(3.0), 3.0), (CFG((3.0, 1.0)), (3.0, 1.0)), (SearchedPolicy((W,)), None), (Editing(1.0, 2.0), None)]
+    assert [(owns_scale(p), own_scale(p)) for p, _ in owned] == [(True, scale) for _, scale in owned]
+    assert not owns_scale(DeltaReuse()) and owns_scale(ZeroStar(W)) and owns_scale(with_scale(DeltaReuse(), 2.0))
+    for ask in (owns_scale, lambda policy: with_scale(policy, 2.0)):
+        with pytest.raises(ConfigError, match="Silent does not say whose guidance scale it takes: give it a field"):
+            ask(Silent())
+
+
 def test_the_caller_may_multiply():
     policy = DeltaReuse(stop=0.5, gain=0.5)
     table, _, _ = problem(steps=2)
@@ -130,7 +144,7 @@ def test_searched_policy():
         (lambda: SearchedPolicy((-1.0,)), "finite number >= 0"),
         (lambda: SearchedPolicy((float("nan"),)), "finite number >= 0"),
         (lambda: run(SearchedPolicy((W,) * 3)), "has 3 choices, one per step, and the run has 8"),
-        (lambda: with_scale(SearchedPolicy((W,)), 2.0), "its scales in its table"),
+        (lambda: with_scale(SearchedPolicy((W,)), 2.0), "its own scales"),
         (lambda: run(DeltaReuse()), "has no guidance scale"),
         (lambda: DeltaReuse(W, stop=1.5), "from 0 to 1"),
         (lambda: DeltaReuse(W, stop=float("nan")), "from 0 to 1"),
@@ -205,6 +219,8 @@ class Editing(Policy):
     text: float
     image: float
     stop: float = 1.0
+
+    has_scales = True
 
     def _guided(self, i, memory):
         return memory.run.step[i] < int(self.stop * memory.run.steps)
