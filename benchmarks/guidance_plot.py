@@ -23,11 +23,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "CFG, fewer steps": (175, 140, 110),
     "AG": (31, 119, 180),
     "AG, then frozen delta": (90, 180, 230),
+    "AG, 10 steps": (0, 0, 150),
     "LinearAG": (214, 39, 40),
     "searched": (44, 140, 44),
     "no guidance": (0, 0, 0),
 }
-LINES = ("first p %", "frozen delta", "CFG, fewer steps", "AG", "LinearAG")  # families whose points are joined
+LINES = ("first p %", "frozen delta", "CFG, fewer steps", "AG")  # families whose points are joined
 
 
 class Axis(NamedTuple):
@@ -90,31 +91,31 @@ def pareto(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """NFE against latent error, and against the difference of accuracy, of the rows of one block."""
     lines = [line for line in lines if line["family"] in COLOURS]
     image, draw = canvas(2, 34)
-    nfe = Axis(19.5, 33.0, (20, 22, 24, 26, 28, 30, 32))
+    nfe = Axis(13.5, 32.5, (14, 16, 18, 20, 22, 24, 26, 28, 30, 32))
     errors = [line["error"][0] for line in lines if line["error"][0] > 0]
     low, high = min(errors) / 1.2, max(errors) * 1.2
     marks = [m * 10.0**d for d in (-4, -3, -2, -1, 0) for m in (1, 2, 5) if low <= m * 10.0**d <= high]
     first = Panel(draw, 0, 0, nfe, Axis(low, high, marks, log=True))
     first.frame("latent error, relative to CFG in 20 steps (40 NFE)", "NFE an image")
-    least = min(-2.0, *(100 * line["difference"][1] for line in lines if line["family"] != "no guidance"))
-    least = math.floor(max(least, -6.0))
-    second = Panel(draw, WIDTH, 0, nfe, Axis(least, 1.0, range(least, 2), text="{:+g}".format))
-    second.frame("prompt accuracy less that of CFG, points, 95 % intervals", "NFE an image")
-    second.line([(nfe.low, -2.0), (nfe.high, -2.0)], GREY, 1.0)
-    second.line([(nfe.low, 0.0), (nfe.high, 0.0)], GREY, 1.0)
-    for family in [f for f in COLOURS if any(line["family"] == f for line in lines)]:
+    most = max(line["pairs"] for line in lines)
+    full = [line for line in lines if line["pairs"] == most]  # fewer pairs are other pairs: not to be compared
+    second = Panel(draw, WIDTH, 0, nfe, Axis(-2.5, 0.8, (-2, -1.5, -1, -0.5, 0, 0.5), text="{:+g}".format))
+    second.frame(f"accuracy less CFG's, points, 95 % intervals, {most:,} pairs", "NFE an image")
+    for height in (-2.0, 0.0):
+        second.line([(nfe.low, height), (nfe.high, height)], GREY, 1.0)
+    families = [f for f in COLOURS if any(line["family"] == f for line in lines)]
+    for k, family in enumerate(families):
         same = sorted((line for line in lines if line["family"] == family), key=lambda line: line["nfe"][0])
-        colour = COLOURS[family]
-        for panel, value in ((first, lambda x: x["error"][0]), (second, lambda x: 100 * x["difference"][0])):
-            points = [(line["nfe"][0], value(line)) for line in same]
-            if family in LINES:
-                panel.line(points, colour)
-            for point in points:
-                panel.dot(point, colour)
+        if family in LINES:
+            first.line([(line["nfe"][0], line["error"][0]) for line in same], COLOURS[family])
         for line in same:
-            _, below, above = (100 * v for v in line["difference"])
-            second.line([(line["nfe"][0], below), (line["nfe"][0], above)], colour, 1.0)
-    legend(draw, [f for f in COLOURS if any(line["family"] == f for line in lines)])
+            first.dot((line["nfe"][0], line["error"][0]), COLOURS[family])
+        for line in (line for line in same if line in full):
+            x = line["nfe"][0] + 0.12 * (k - len(families) / 2)  # beside one another where the cost is the same
+            mean, below, above = (100 * v for v in line["difference"])
+            second.line([(x, below), (x, above)], COLOURS[family], 1.4)
+            second.dot((x, mean), COLOURS[family])
+    legend(draw, families)
     save(image, path)
 
 
@@ -157,10 +158,9 @@ def legend(draw: Any, families: Sequence[str]) -> None:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Reduced, with few colours: plots are flat."""
+    """In its final size."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    small = image.resize((image.width // SCALE, image.height // SCALE), Image.Resampling.LANCZOS)
-    small.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.resize((image.width // SCALE, image.height // SCALE), Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
 def font(size: float) -> Any:

@@ -31,7 +31,7 @@ CHOSEN = {"ag": "ag-calibrated", "linear-ag": "linear-spread", "searched": "sear
 def plain() -> list[Row]:
     """Full guidance, none, and full guidance with fewer steps."""
     rows = [Row("cfg", "CFG", "CFG", CFG()), Row("none", "no guidance", "no guidance", CFG(1.0), scale=None)]
-    for steps in (16, 15, 14, 13):
+    for steps in (16, 15, 14, 13, 10, 8, 7):
         rows.append(Row(f"cfg-{steps}-steps", f"CFG, {steps} steps", "CFG, fewer steps", CFG(), steps=steps))
     return rows
 
@@ -40,7 +40,9 @@ def adaptive() -> list[Row]:
     """Adaptive guidance with thresholds that anybody might type."""
     rows = [Row(f"ag-{t}", f"AG, gamma {t}", "AG", AdaptiveGuidance(t)) for t in (0.99, 0.999)]
     delta = AdaptiveGuidance(0.999, on_switch="delta_reuse")
-    return [*rows, Row("ag-delta-0.999", "AG, gamma 0.999, then frozen delta", "AG, then frozen delta", delta)]
+    rows.append(Row("ag-delta-0.999", "AG, gamma 0.999, then frozen delta", "AG, then frozen delta", delta))
+    few = Row("ag-10-steps", "AG, gamma 0.999, 10 steps", "AG, 10 steps", AdaptiveGuidance(), steps=10)
+    return [*rows, few]
 
 
 def first_steps(counts: Sequence[int] = (3, 4, 5, 6, 7, 8, 9, 10, 11)) -> list[Row]:
@@ -99,7 +101,7 @@ BLOCKS = (
            "none afterwards. `frozen delta`: the last difference of the two predictions stays from there on.",),
           ("cfg", "none", "ag-calibrated", "ag-0.999", "ag-0.99", "ag-delta-0.999", "linear-spread", "linear-spread-4",
            "linear-12", "linear-10",
-           "searched", *_SWEEPS, *_FEWER)),
+           "searched", *_SWEEPS, *_FEWER, "ag-10-steps")),
     Block("Guidance scale 5, far above the model's own",
           ("The first 500 pairs. At this scale solvers of higher order leave the solution.",),
           tuple(row.name for row in high())),
