@@ -14,25 +14,11 @@ from fewstep.guidance.calibrate_candidates import nfe_at, stop_of
 from fewstep.guidance.calibrate_runs import Bench, Nobody, Samples, apart
 from fewstep.guidance.calibrate_state import Kept
 from fewstep.guidance.delta_reuse import DeltaReuse
-from fewstep.guidance.layout import table_of
-from fewstep.guidance.linear import LinearAG, kinds_alternating
-from fewstep.guidance.linear_fit import fit_linear
 from fewstep.guidance.made_for import EMPTY, GIVEN
-from fewstep.guidance.policy_file import load, save
-from fewstep.guidance.sampling import sample
 from fewstep.samplers.backbones import backbone_of
-from fewstep.samplers.solver_config import solver_of
 
+from .calibrate_problems import Interrupting, N, samples_of
 from .tiny import tiny_sd
-
-PROMPTS = ("a", "b b", "c d e")
-N = len(PROMPTS)
-
-
-def samples_of(solver: str = "2m", steps: int = 6, **others) -> Samples:
-    backbone = backbone_of(tiny_sd())
-    table = table_of(backbone.schedule, solver_of(solver), steps=steps)
-    return Samples(backbone, table, PROMPTS, tuple(range(N)), 4.0, **{"batch": 2, **others})
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +87,13 @@ def test_targets_that_no_policy_meets(samples):
             calibrate(samples, Goal(target_nfe=target))
     with pytest.raises(ConfigError, match=r"target_fidelity 1e-09 is not met by any linear policy.*the most expensive"):
         calibrate(samples, Goal("linear", target_fidelity=1e-9))
+    with pytest.raises(ConfigError, match="a run of 1 tick has none"):
+        calibrate(samples_of(steps=1), Goal("linear"))
 
 
 @pytest.mark.parametrize("wrong", [{"target_nfe": float("nan")}, {"target_fidelity": -1.0}, {"window": 0},
                                    {"ridge": float("nan")}, {"policy": "cfg"},
+                                   {"policy": "linear", "plan": "best"}, {"plan": "alternating"},
                                    {"target_nfe": 8.0, "target_fidelity": 0.1}], ids=str)  # fmt: skip
 def test_goals_that_cannot_be(wrong):
     with pytest.raises(ConfigError):
@@ -122,53 +111,8 @@ def test_the_guided_part_of_the_steps():
         assert [int(stop_of(k, steps) * steps) for k in range(1, steps)] == list(range(1, steps))
 
 
-def test_the_fit_is_that_of_the_library(samples, tmp_path):
-    """And what a file of it makes is what was measured."""
-    found = calibrate(samples, Goal("linear", plan="alternating", window=1, ridge=1e-4), name="tiny")
-    assert isinstance(found.policy, LinearAG) and found.policy.kinds == kinds_alternating(6, 4)[:6]
-
-    def run(policy, part):
-        samples.run(policy, part, lambda *_: None)
-
-    kinds = found.policy.kinds
-    assert fit_linear(run, samples.batches, kinds, scale=4.0, window=1, ridge=1e-4).policy == found.policy
-    save(found.policy, tmp_path / "p.safetensors", found.made_for)
-    assert load(tmp_path / "p.safetensors") == (found.policy, found.made_for)
-    made = sample(samples.backbone, PROMPTS[:2], guidance=tmp_path / "p.safetensors", table=samples.table)
-    assert made.report.nfe_per_image == tuple(found.measured.nfe[:2].int().tolist())
-
-
-def test_plans_that_begin_alike_share_their_coefficients(samples):
-    bench = Bench(samples, Kept(None, ""), Nobody())
-    short, long = (bench.fit(kinds_alternating(6, h), None, 1e-6) for h in (2, 6))
-    assert dict(long.coefficients[1]) == dict(short.coefficients[1])
-    assert long == Bench(samples, Kept(None, ""), Nobody()).fit(kinds_alternating(6, 6), None, 1e-6)
-
-
-class Interrupting:
-    """A backbone whose network is interrupted after some calls."""
-
-    def __init__(self, backbone, calls: int) -> None:
-        self._backbone, self.left = backbone, calls
-        self.calls = 0
-
-    def __getattr__(self, name):
-        return getattr(self._backbone, name)
-
-    def encode(self, *args, **kwargs):
-        network = self._backbone.encode(*args, **kwargs)
-
-        def call(x, level, branches, rows=None):
-            self.calls += 1
-            if self.calls > self.left:
-                raise KeyboardInterrupt
-            return network(x, level, branches, rows)
-
-        call.schedule, call.parametrisation = network.schedule, network.parametrisation
-        return call
-
-
-@pytest.mark.parametrize("goal", [Goal(target_nfe=9), Goal("linear")], ids=["adaptive", "linear"])
+@pytest.mark.parametrize("goal", [Goal(target_nfe=9), Goal("linear"), Goal("linear", plan="alternating")],
+                         ids=["adaptive", "linear", "alternating"])  # fmt: skip
 def test_an_interrupted_calibration_goes_on(samples, goal, tmp_path):
     path, notes = tmp_path / "c", []
     whole = replace(samples, backbone=Interrupting(samples.backbone, 10**9))
@@ -213,7 +157,7 @@ def test_progress_ends_at_what_was_expected(samples):
         def passed(self, ticks):
             self.done += ticks
 
-    for goal in (Goal(target_nfe=9), Goal("linear"), Goal("delta-reuse")):
+    for goal in (Goal(target_nfe=9), Goal("linear"), Goal("linear", plan="alternating"), Goal("delta-reuse")):
         watch = Watch()
         calibrate(samples, goal, watch=watch)
         assert watch.done == watch.expected, goal

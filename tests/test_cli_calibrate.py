@@ -35,6 +35,17 @@ def test_calibrate_reports(cli, model):
     assert f"policy     AdaptiveGuidance, threshold {policy.threshold:.6g}" in out and "gamma" in out
 
 
+def test_the_plan_of_linear_and_what_was_held_out(cli, model):
+    words = ("calibrate", *"abcde", "-m", model, *HOW, "--batch-size", 1, "--policy", "linear", "-o", "p.safetensors")
+    found = json.loads(cli(*words, "--format", "json")[1])
+    errors = found["error"], found["held_out"]
+    assert found["nfe"]["mean"] == 5 and errors[1]["images"] == 1 and errors[1]["max"] <= errors[0]["max"]
+    assert policy_file.load("p.safetensors")[0].kinds == ("cfg", "linear", "linear", "linear")
+    _, out, _ = cli(*words, "--plan", "alternating")
+    assert policy_file.load("p.safetensors")[0].kinds == ("cfg", "linear", "cond", "cond")
+    assert "held out" in out and "for the worst of the 1 images" in out
+
+
 def test_calibrate_says_where_nothing_is_gained(cli, model):
     code, out, err = cli(
         "calibrate", "a", "-m", model, "--steps", 2, "-g", 1, "-o", "p.safetensors", "--format", "json"
@@ -93,6 +104,9 @@ WRONG = {
     ("--target-nfe", 12, "--target-fidelity", 0.1): "--target-nfe and --target-fidelity were both given",
     ("--window", 0): "--window must be",
     ("--ridge", -1): "--ridge must be",
+    ("--policy", "linear", "--plan", "best"): "--plan 'best' does not exist: expected one of chosen, alternating",
+    ("--plan", "alternating"): "--plan 'alternating' is one of the policy linear",
+    ("--policy", "linear", "--steps", 1): "a run of 1 tick has none",
     ("--prompts", 0): "--prompts must be",
     ("--solver", "adaptive-23"): "chooses its steps while it runs",
     ("-g", 0): "--guidance-scale must be",
