@@ -14,6 +14,7 @@ import functools
 from collections.abc import Mapping
 from importlib import import_module
 from os import PathLike
+from threading import Lock
 from typing import Any
 
 from ..errors import ConfigError, IncompatibleError
@@ -42,7 +43,7 @@ class Attached:
         self.report: AttachReport | None = None
         self._kind: type = type(pipe)
         self._schedulers: tuple[Any, Any] | None = None
-        self._running = False
+        self._running = Lock()
 
     def __enter__(self) -> Attached:
         return self
@@ -68,19 +69,26 @@ class Attached:
         call: Any = self._kind.__call__
         if self.policy is None or self.layout is None or pipe is not self.pipe:  # a copy has our class too
             return call(pipe, *args, **kwargs)
-        if self._running:
+        if not self._running.acquire(blocking=False):
             raise IncompatibleError("an attached pipeline was called while another call of it runs, and both would "
                                     "share the policy's memory: wait for the first, or attach to a copy")  # fmt: skip
-        _check_restarts(self.policy, pipe)
+        try:
+            self.report = None
+            return self._run(call, pipe, args, kwargs, self.policy, self.layout)
+        finally:
+            self._running.release()
+
+    def _run(self, call: Any, pipe: Any, args: tuple, kwargs: dict, policy: Policy, layout: Layout) -> Any:
+        _check_restarts(policy, pipe)
         given, everything = arguments_of(call, pipe, args, kwargs)
-        session = Session(pipe, self.layout, self.policy, given, everything, self.made_for)
-        self._running, self.report = True, None
+        session = Session(pipe, layout, policy, given, everything, self.made_for)
         count = pipe.__dict__.pop("_num_timesteps", None)  # so that it is this call's, if it is there
         try:
-            with import_module(f".{TAKE_OVER[self.layout.kind]}", __package__).taken_over(session) as keywords:
+            with import_module(f".{TAKE_OVER[layout.kind]}", __package__).taken_over(session) as keywords:
                 return call(pipe, *args, **kwargs, **(keywords or {}))
         finally:
-            self._running, self.report = False, session.report
+            session.end()
+            self.report = session.report
             if count is not None:
                 pipe.__dict__.setdefault("_num_timesteps", count)
 
@@ -125,14 +133,24 @@ def attach(
 
 
 def _subclass(kind: type, attached: Attached) -> type:
-    """`kind` with another __call__, under its own name: whatever looks at a pipeline's class sees the same."""
+    """`kind` with another __call__, under its own name: whatever looks at a pipeline's class sees the same.
+
+    Only the one pipeline is of this class: copies of it, and what its class makes (`from_pipe`), are of `kind`.
+    """
 
     @functools.wraps(kind.__call__)  # type: ignore[operator]
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return attached._call(self, args, kwargs)
 
-    names = {"__call__": __call__, _MARK: attached, "__module__": kind.__module__, "__qualname__": kind.__qualname__,
-             "__doc__": kind.__doc__}  # fmt: skip
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return kind(*args, **kwargs)
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        make, of, *rest = kind.__reduce_ex__(self, protocol)
+        return make, tuple(kind if part is type(self) else part for part in of), *rest
+
+    names = {"__call__": __call__, "__new__": __new__, "__reduce_ex__": __reduce_ex__, _MARK: attached,
+             "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}  # fmt: skip
     return type(kind)(kind.__name__, (kind,), names)
 
 

@@ -32,7 +32,7 @@ class Rows(NamedTuple):
     def put(self, part: Tensor) -> Tensor:
         """`part` as rows of the whole batch; nobody may read the others."""
         index = self.index
-        whole = feeding.unfilled(part.new_empty((self.total, *part.shape[1:])))
+        whole = feeding.unfilled(part[:1].expand(self.total, *part.shape[1:]))  # of its shape, without its memory
         whole[index] = part
         return whole
 

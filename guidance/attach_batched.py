@@ -20,7 +20,8 @@ from ..samplers.guided import Asked
 from ..samplers.policy import Line
 from .attach_arguments import Arguments, Rows, like_output, rows_of, tensor_of
 from .attach_modules import replaced
-from .attach_session import Session, is_number, owns_scale
+from .attach_session import Session, is_number
+from .scale import owns_scale
 
 MIXING_PROCESSORS = ("PAG", "CrossFrame")
 """Parts of the names of attention processors of diffusers that cut the batch into branches or frames."""
@@ -36,7 +37,7 @@ def taken_over(session: Session) -> Iterator[None]:
             for name in names:
                 module = getattr(session.pipe, name)
                 call = partial(hook, session, Arguments(module))
-                stack.enter_context(replaced(module, call))
+                stack.enter_context(replaced(module, call, session.caller))
         yield
 
 

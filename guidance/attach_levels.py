@@ -154,5 +154,6 @@ def unknown_kind(reason: str) -> Parametrisation:
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise IncompatibleError(f"the noise levels of the pipeline's scheduler are not known ({reason}), so "
-                            'only predictions as they are can be compared: use space="raw", or solver=...')  # fmt: skip
+    raise IncompatibleError(f"the noise levels of the pipeline's scheduler are not known ({reason}): leave "
+                            'out what needs them (space="raw" compares predictions as they are), or give '
+                            "solver=...")  # fmt: skip

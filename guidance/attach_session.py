@@ -19,7 +19,9 @@ from ..samplers.report import Report, TickRecord
 from ..samplers.scheduler_schedules import negated
 from .attach_layouts import Layout
 from .attach_levels import Ticks, ticks_of
+from .attach_modules import Caller
 from .made_for import EMPTY, GIVEN, MadeFor, check
+from .scale import check_scale, own_scale, owns_scale, scale_in_words
 
 
 def is_number(line: Line, register: str) -> bool:
@@ -34,7 +36,9 @@ def _length(value: float | tuple[float, ...]) -> int:
 
 @dataclass
 class AttachReport(Report):
-    """What a call of an attached pipeline cost, in rows of the denoiser."""
+    """What a call of an attached pipeline cost, in rows of the denoiser.       scale: the call's keyword for it."""
+
+    scale: str = "guidance_scale"
 
     @property
     def saved(self) -> float:
@@ -50,8 +54,8 @@ class AttachReport(Report):
     def __str__(self) -> str:
         each, full = (rows / max(self.batch, 1) for rows in (self.nfe, self.full))
         if self.guided is None:
-            return (f"guidance: none. The pipeline ran without it (its scale is 1 or less), {each:g} NFE an image; "
-                    "the policy had nothing to do")  # fmt: skip
+            return (f"guidance: none. The pipeline made no unconditional evaluation ({self.scale} <= 1, or no negative "
+                    f"prompt), {each:g} NFE an image; the policy had nothing to do")  # fmt: skip
         steps = self.switched_steps
         known = sorted({k for k in steps if k is not None})
         when = "never switched" if not known else f"switched at step {known[0]}"
@@ -78,18 +82,15 @@ def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
     return found
 
 
-def owns_scale(policy: Policy) -> bool:
-    """Whether the policy gives the guided prediction; else its line is u^, and the pipeline multiplies."""
-    return getattr(policy, "scale", "in its table") is not None
-
-
 def negative_of(given: Mapping[str, Any]) -> str | None:
-    """Whether a call has a negative prompt; None where it gives embeddings, which do not say."""
-    if any(name.startswith("negative_") and "embeds" in name and v is not None for name, v in given.items()):
+    """Whether a call has a negative prompt, for any of the text encoders; None where it gives embeddings, which do not
+    say. What the prompt says is not looked at."""
+    negative = {name: v for name, v in given.items() if name.startswith("negative_") and v is not None}
+    if any("embeds" in name for name in negative):
         return None
-    text = given.get("negative_prompt")
-    texts = [text] if isinstance(text, str | None) else list(text)
-    return GIVEN if any(texts) else EMPTY
+    texts = [v for name, v in negative.items() if name.startswith("negative_prompt")]  # of one, two or three encoders
+    given_texts = [text for v in texts for text in ([v] if isinstance(v, str) else v) if isinstance(text, str)]
+    return GIVEN if any(given_texts) else EMPTY
 
 
 class Session:
@@ -117,20 +118,24 @@ class Session:
         self._guided: Guided | None = None
         self._asked: Asked | None = None
         self._more: dict[str, Images] = {}
+        self._guides = True  # whether every tick so far was guided
+        self._denoiser: object = None
+        self._lost: tuple[str, ...] = ()
         self._clock = time.perf_counter()
+        self.caller = Caller()
         self.check_scales()
 
     def check_scales(self) -> None:
         """ConfigError for a scale of the policy beside another one of the call, or what only works with the call's."""
         if not owns_scale(self.policy):
             return
-        name, own = self.layout.scale, getattr(self.policy, "scale", None)
+        name, own = self.layout.scale, own_scale(self.policy)
         given = self.given.get(name)
-        if given is not None and given != own:
-            has = f"scale {own!r}" if own is not None else "its scales in its table"
-            raise ConfigError(f"{name}={given:g} was given, and {type(self.policy).__name__} has {has}: give one of "
-                              "them (scale=None leaves it to the pipeline)")  # fmt: skip
-        for other in ("guidance_rescale", "skip_guidance_layers"):
+        if given is not None and check_scale(given) != own:
+            raise ConfigError(f"{name}={given:g} was given, and {type(self.policy).__name__} has "
+                              f"{scale_in_words(self.policy)}: give one of them (scale=None leaves it to the "
+                              "pipeline)")  # fmt: skip
+        for other in ("guidance_rescale", "skip_guidance_layers", "use_dynamic_cfg"):
             if self.given.get(other):
                 raise ConfigError(f"{other}={self.given[other]!r} needs the pipeline's own scale, and "
                                   f"{type(self.policy).__name__} has one: use scale=None and {name}=...")  # fmt: skip
@@ -161,7 +166,7 @@ class Session:
         """
         if self._asked is None:
             self._begin(batch, timestep)
-            if self._guided is None:
+            if self._guided is None or not self._guides:
                 raise IncompatibleError("the pipeline turned guidance on in mid-run, and a policy must see a run from "
                                         "its first tick; detach() before such a call")  # fmt: skip
             self._asked = self._guided.asked(self.tick)
@@ -194,19 +199,21 @@ class Session:
         tensors, weights = self._guided.tensors_of(line)
         return mixed(dict(zip(line, weights, strict=True)), dict(zip(line, tensors, strict=True)))
 
-    def forget_predictions(self) -> tuple[str, ...]:
-        """Drops what the policy remembers: another denoiser goes on. Returns the names."""
+    def goes_on_with(self, denoiser: object) -> None:
+        """Which denoiser this tick's is, after `asked`. Wan 2.2 has two: decisions stay, predictions of the other do
+        not."""
         assert self._guided is not None
-        names, self._guided.recalled = tuple(self._guided.recalled), {}
-        return names
+        if self._denoiser not in (None, denoiser):
+            self._lost, self._guided.recalled = tuple(self._guided.recalled), {}
+        self._denoiser = denoiser
 
     @contextmanager
-    def without(self, lost: Sequence[str]) -> Iterator[None]:
-        """Within, IncompatibleError where the policy needs one of these predictions, which another denoiser made."""
+    def without_lost(self) -> Iterator[None]:
+        """Within, IncompatibleError where the policy needs a prediction that another denoiser made."""
         try:
             yield
         except KeyError as error:
-            if error.args[0] not in lost:
+            if error.args[0] not in self._lost:
                 raise
             raise IncompatibleError(f"{type(self.policy).__name__} needs a prediction that another denoiser made, "
                                     "before the pipeline went on with this one: use a policy that remembers none, or "
@@ -220,8 +227,8 @@ class Session:
 
     def unguided(self, batch: int, timestep: Any) -> None:
         """A tick at which the pipeline itself evaluates the conditional prediction alone."""
-        if self._ticks is None:
-            self._begin(batch, timestep, guided=False)
+        self._begin(batch, timestep, guided=False)
+        self._guides = False
         self._record(Asked(("cond",), (None,)))
 
     def more(self, branch: str) -> None:
@@ -232,13 +239,23 @@ class Session:
         images = last.images or (None,) * len(last.branches)
         self.report.ticks[-1] = last._replace(branches=(*last.branches, branch), images=(*images, None))
 
+    def end(self) -> None:
+        """The call is over: what the report does not say is let go of."""
+        self.caller.end()
+        if self._guided is not None:
+            self._guided.recalled, self._guided._registers = {}, {}
+
     # --- the run -----------------------------------------------------------------------------------------------------
 
     def _begin(self, batch: int, timestep: Any, guided: bool = True) -> None:
+        """At the first tick. Errors: IncompatibleError at a later one that is not of the run that was begun."""
         if self._ticks is not None:
             if self.tick >= len(self._ticks.nodes):
                 raise IncompatibleError("the denoiser was called more often than this run has ticks "
                                         f"({len(self._ticks.nodes)})")  # fmt: skip
+            if batch != self.batch:
+                raise IncompatibleError(f"the batch changed in mid-run: it began with {self.batch} images, and tick "
+                                        f"{self.tick} has {batch}; a policy needs the same in all")  # fmt: skip
             return
         ticks = self._ticks = ticks_of(self.pipe, timestep)
         if guided:
@@ -247,7 +264,7 @@ class Session:
             if self.made_for is not None:
                 check(self.policy, self.made_for, self._here(run))
             self._guided = Guided(self.policy, run)
-        self.report = AttachReport(batch, guided=self._guided)
+        self.report = AttachReport(batch, guided=self._guided, scale=self.layout.scale)
 
     def _here(self, run: Run) -> MadeFor:
         """This run, as far as it is known."""
@@ -258,8 +275,6 @@ class Session:
 
     def _record(self, asked: Asked) -> None:
         assert self.report is not None
-        if self._ticks is not None and self.tick >= len(self._ticks.nodes):
-            raise IncompatibleError("the denoiser was called more often than this run has ticks")
         now = time.perf_counter()
         self.report.ticks.append(
             TickRecord(self.tick, self.level, asked.branches, 1e3 * (now - self._clock), asked.images)

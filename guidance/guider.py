@@ -24,7 +24,8 @@ from ..errors import ConfigError, IncompatibleError
 from ..samplers.guided import Asked, on_device
 from ..samplers.policy import Line, Policy
 from .attach_separate import latents
-from .attach_session import Session, is_number, owns_scale
+from .attach_session import Session, is_number
+from .scale import owns_scale
 
 BRANCHES = {"cond": "pred_cond", "uncond": "pred_uncond"}
 PLAIN = "ClassifierFreeGuidance"
@@ -52,24 +53,15 @@ class Watch:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.x: Any = None
-        self.lost: tuple[str, ...] = ()
-        self._guider: object = None
         self._handles: dict[nn.Module, Any] = {}
-
-    def asked(self, guider: object, batch: int, timestep: Any) -> Asked:
-        """What the tick evaluates. Wan 2.2 goes on with another guider and denoiser: decisions stay, predictions not"""
-        asked = self.session.asked(batch, timestep)
-        if self._guider not in (None, guider):
-            self.lost = self.session.forget_predictions()
-        self._guider = guider
-        return asked
 
     def see(self, denoiser: nn.Module) -> None:
         if denoiser not in self._handles:
             self._handles[denoiser] = denoiser.register_forward_pre_hook(self._saw, with_kwargs=True)
 
     def _saw(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.x = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        if self.session.caller.calls():  # and not another pipeline that shares the denoiser
+            self.x = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
 
     def close(self) -> None:
         for handle in self._handles.values():
@@ -166,7 +158,8 @@ class PolicyGuider(BaseGuidance):
         self._asked, self._named = None, (BRANCHES["cond"],)
         if self.guides:
             batch = next(v.shape[0] for v in conditioning if isinstance(v, Tensor))
-            self._asked = self.watch.asked(self, batch, self._timestep)
+            self._asked = self.session.asked(batch, self._timestep)
+            self.session.goes_on_with(self)  # Wan 2.2 has a guider for each of its denoisers
             wanted = [b for b in BRANCHES if b in self._asked.branches or (b == "cond" and not self._owns)]
             self._named = tuple(BRANCHES[b] for b in wanted)
 
@@ -181,7 +174,7 @@ class PolicyGuider(BaseGuidance):
             raise IncompatibleError(f"the denoiser was given {session.batch} rows of conditioning and returned "
                                     f"{like.shape[0]} images: guidance policies cannot follow this loop")  # fmt: skip
         evaluated, x = Asked(tuple(found), (None,) * len(found)), latents(self.watch.x, like)
-        with session.without(self.watch.lost):
+        with session.without_lost():
             line = session.observed(x, [found[b] for b in asked.branches], evaluated)
             if cond is not None and is_number(line, "cond"):
                 return cond

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
+from fewstep.errors import IncompatibleError
 from fewstep.guidance.adaptive import AdaptiveGuidance
 from fewstep.guidance.attach import attach
-from fewstep.guidance.attach_modules import replaced
+from fewstep.guidance.attach_modules import Caller, replaced
 
 from . import tiny_flow
 from .attach_runs import FAMILIES, STEPS, counted, guided, run
@@ -149,12 +152,87 @@ def test_what_a_module_did_comes_back():
     module = torch.nn.Linear(2, 2)
     x = torch.ones(1, 2)
     before = module(x)
-    with replaced(module, lambda forward, args, kwargs: forward(*args, **kwargs) + 1.0):
+
+    def more(forward, args, kwargs):
+        return forward(*args, **kwargs) + 1.0
+
+    with replaced(module, more, Caller()):
         assert torch.equal(module(x), before + 1.0)
-        with replaced(module, lambda forward, args, kwargs: forward(*args, **kwargs) * 2.0):
-            assert torch.equal(module(x), (before + 1.0) * 2.0)
+        with pytest.raises(IncompatibleError, match="in use by a call"), replaced(module, more, Caller()):
+            pass
+        assert torch.equal(module(x), before + 1.0)
     assert torch.equal(module(x), before) and "forward" not in vars(module)
 
-    with replaced(module, lambda forward, args, kwargs: None):
+    with replaced(module, more, Caller()):
         module.forward = own = lambda x: x  # somebody else took it over, and keeps it
     assert module.forward is own
+
+
+def other_pipeline(tiny):
+    other = StableDiffusionPipeline(**tiny.pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    other.scheduler = type(other.scheduler).from_config(other.scheduler.config)
+    return tiny._replace(pipe=other)
+
+
+def inside(tiny, other, at=1):
+    """A run of `tiny`, with one of `other` after step `at`: (the first's latents, the second's)."""
+    found = []
+
+    def call(pipe, i, t, tensors):
+        if i == at:
+            found.append(other())
+        return tensors
+
+    return run(tiny, callback_on_step_end=call), found[0]
+
+
+def test_another_pipeline_in_a_callback_uses_the_network_as_it_is():
+    tiny = guided(FAMILIES["sd"], 2)
+    other = other_pipeline(tiny)
+    plain = run(other)
+    with attach(tiny.pipe, guidance=POLICY) as attached:
+        expected = run(tiny)
+        for at in (0, STEPS - 1):
+            first, second = inside(tiny, lambda: run(other), at)
+            assert torch.equal(second, plain) and torch.equal(first, expected)
+            assert attached.report.nfe == 2 * EXPECTED
+
+
+def test_calls_that_overlap_on_one_network_are_one_error_and_leave_it_as_it_was():
+    tiny = guided(FAMILIES["sd"])
+    other, plain, errors = other_pipeline(tiny), run(tiny), []
+    with attach(tiny.pipe, guidance=POLICY) as attached, attach(other.pipe, guidance=POLICY):
+        expected = run(tiny)
+
+        def refused():
+            with pytest.raises(IncompatibleError, match="in use by a call of another attached") as caught:
+                run(other)
+            errors.append(caught.value)
+
+        def thread():
+            thread = threading.Thread(target=refused)
+            thread.start()
+            thread.join()
+
+        for way in (refused, thread):
+            assert torch.equal(inside(tiny, way)[0], expected) and attached.report.nfe == EXPECTED
+        assert len(errors) == 2 and "forward" not in vars(tiny.denoiser)
+        assert torch.equal(run(other), expected)
+    assert torch.equal(run(tiny), plain) and torch.equal(run(other), plain)
+
+
+def test_a_pipeline_in_another_thread_uses_the_network_as_it_is():
+    tiny = guided(FAMILIES["sd"])
+    other, results = other_pipeline(tiny), []
+    plain = run(other)
+
+    def thread():
+        thread = threading.Thread(target=lambda: results.append(run(other)))
+        thread.start()
+        thread.join()
+
+    with attach(tiny.pipe, guidance=POLICY):
+        expected = run(tiny)
+        assert torch.equal(inside(tiny, thread)[0], expected)
+    assert torch.equal(results[0], plain)

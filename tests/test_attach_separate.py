@@ -184,7 +184,7 @@ def test_a_policy_with_a_scale_is_the_call_with_it(family):
         (CFG(scale=(3.0,) * STEPS), {}, "CFG has a scale per step"),
         (CFG(scale=3.0, rescale=0.7), {}, "cannot rescale"),
         (CFG(scale=0.5), {}, "does not guide below 1"),
-        (SearchedPolicy((3.0, "cond") * (STEPS // 2)), {}, "SearchedPolicy has its scales in its table"),
+        (SearchedPolicy((3.0, "cond") * (STEPS // 2)), {}, "SearchedPolicy has its own scales"),
         (CFG(scale=3.0), {"guidance_scale_2": 2.0}, "guidance_scale_2=2 was given"),
     ],
 )
