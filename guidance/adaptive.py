@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, NumericsError
 from ..samplers.policy import Images, Line, Memory, Policy, Run, Statistics, Varies
-from .scale import Scale, check_run, check_scales, scale_at, towards
+from .scale import Scale, check_number, check_run, check_scales, scale_at, towards
 from .space import Space, check_space, in_space
+from .steps import step_of, steps_of
 
 DEFAULT_THRESHOLD = 0.999
 
@@ -42,7 +43,8 @@ class AdaptiveGuidance(Policy):
     min_steps: so many steps are guided whatever gamma is (image to image begins with gamma near 1).
     max_fraction: of the steps, after which guidance ends whatever gamma is.
     batch: "per_sample": every image for itself. "all": nobody switches before the slowest, and shapes stay the same.
-    on_switch: "cond": c alone. "delta_reuse": the last c - u stays, so guidance goes on, at the same cost.
+    on_switch: "cond": c alone. "delta_reuse": the last c - u stays, so guidance goes on, at the same cost;
+    only with "next".
     lower_order: the solver begins anew at the switch, so that no difference is taken between guided and unguided
     predictions; for solvers inside fewstep's loop and scheduler.
     """
@@ -61,8 +63,7 @@ class AdaptiveGuidance(Policy):
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", check_scales(self.scale))
         check_space(self.space)
-        if not isinstance(self.threshold, int | float) or math.isnan(self.threshold):
-            raise ConfigError(f"the threshold must be a number, got {self.threshold!r}")
+        object.__setattr__(self, "threshold", check_number("the threshold", self.threshold))
         for name, among in (("rule", ("next", "same")), ("batch", ("per_sample", "all")),
                             ("on_switch", ("cond", "delta_reuse"))):  # fmt: skip
             if getattr(self, name) not in among:
@@ -71,10 +72,12 @@ class AdaptiveGuidance(Policy):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name} must be a whole number >= 0, got {value!r}")
-        if not 0.0 <= self.max_fraction <= 1.0:
-            raise ConfigError(f"max_fraction must be from 0 to 1, got {self.max_fraction!r}")
+        object.__setattr__(self, "max_fraction", check_number("max_fraction", self.max_fraction, 0.0, 1.0))
         if self.rule == "same" and self.lag:
             raise ConfigError('rule="same" decides a step by its own gamma: lag must be 0')
+        if self.rule == "same" and self.on_switch == "delta_reuse":
+            raise ConfigError('on_switch="delta_reuse" needs rule="next": with "same" the step that crosses would have '
+                              "no difference yet where it is the first one")  # fmt: skip
         if self.rule == "same" and self.lower_order:
             raise ConfigError('lower_order needs rule="next": with "same" the step that crosses is already under way')
 
@@ -145,7 +148,7 @@ class AdaptiveGuidance(Policy):
             if math.isnan(scores[image]):
                 raise NumericsError(f"gamma of image {image} at tick {i} ({run.nodes[i]}) is not a number: the "
                                     "network's predictions there are not finite")  # fmt: skip
-        early = _step(i, run) + (self.rule == "next") < self.min_steps
+        early = step_of(i, run) + (self.rule == "next") < self.min_steps
         new = {k for k in guided if scores[k] >= self.threshold and not early}
         steps = tuple(step if k in new and s is None else s for k, s in enumerate(memory.state.steps))
         from_tick = self._switch_tick(i, run)
@@ -172,15 +175,9 @@ class AdaptiveGuidance(Policy):
     def _guided(self, i: int, memory: Memory, crossing: bool = False) -> tuple[int, ...]:
         """The images that evaluate u at tick i; without those whose gamma of this very tick crossed, if `crossing`."""
         run = memory.run
-        steps = _step(len(run.step) - 1, run) + 1
-        if _step(i, run) >= max(math.ceil(self.max_fraction * steps - 1e-9), self.min_steps):
+        if step_of(i, run) >= max(math.ceil(self.max_fraction * steps_of(run) - 1e-9), self.min_steps):
             return ()
         return tuple(k for k, t in enumerate(memory.state.ticks) if t is None or i + crossing < t)
-
-
-def _step(i: int, run: Run) -> int:
-    """The step of tick i, counted from the one that the run begins with."""
-    return run.step[i] - run.step[run.first]
 
 
 def cosine(gram: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..samplers.policy import Images, Line, Memory, Policy, Run, Statistics, Varies
-from .scale import Scale, check_run, check_scale, check_scales, scale_at, towards
+from .scale import Scale, check_number, check_run, check_scale, check_scales, scale_at, towards
 
 __all__ = ["CFG", "check_scale"]
 
@@ -39,8 +39,7 @@ class CFG(Policy):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", check_scales(self.scale))
-        if not 0.0 <= self.rescale <= 1.0:
-            raise ConfigError(f"rescale must be from 0 to 1, got {self.rescale!r}")
+        object.__setattr__(self, "rescale", check_number("rescale", self.rescale, 0.0, 1.0))
 
     @property
     def varies(self) -> Varies:

@@ -11,12 +11,14 @@ A run of T ticks with K guided ones costs T + K evaluations.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..samplers.policy import Line, Memory, Run, Varies
 from .planned import PlannedPolicy, guided_lines, planned
-from .scale import Scale, check_run, check_scales, scale_at
+from .scale import Scale, check_number, check_run, check_scales, number_of, scale_at
+from .steps import step_of, steps_within
 
 Gain = float | tuple[float, ...]
 
@@ -25,8 +27,8 @@ Gain = float | tuple[float, ...]
 class DeltaReuse(PlannedPolicy):
     """scale: w, or one per step, or None for the caller's.
 
-    stop: of n steps, those before int(stop n) are guided with an evaluated u, and the first one always.
-    gain: g, or one per step of the run, of which those of the guided steps are not used.
+    stop: of the n steps of the run, those before int(stop n) are guided with an evaluated u, and the first one always.
+    gain: g, or one per step of the table, of which those of the guided steps are not used.
     """
 
     scale: Scale = None
@@ -36,8 +38,7 @@ class DeltaReuse(PlannedPolicy):
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", check_scales(self.scale))
         object.__setattr__(self, "gain", check_gain(self.gain))
-        if not 0.0 <= self.stop <= 1.0:
-            raise ConfigError(f"stop is the guided part of the steps, from 0 to 1, got {self.stop!r}")
+        object.__setattr__(self, "stop", check_number("stop, the guided part of the steps,", self.stop, 0.0, 1.0))
 
     @property
     def varies(self) -> Varies:
@@ -47,14 +48,15 @@ class DeltaReuse(PlannedPolicy):
         check_run(self.scale, run, "DeltaReuse")
         if isinstance(self.gain, tuple) and len(self.gain) != run.steps:
             raise ConfigError(f"DeltaReuse has {len(self.gain)} gains, one per step, and the run has {run.steps} steps")
-        guided = max(1, int(self.stop * run.steps))
-        ticks = range(len(run.step))
-        before = [i for i in ticks if run.step[i] < guided]
+        guided = max(1, steps_within(self.stop, run))
+        ticks = range(run.first, len(run.step))
+        before = [i for i in ticks if step_of(i, run) < guided]
         kept = max((i for i in before if scale_at(self.scale, i, run) != 1.0), default=None)
         if kept is None and any(scale_at(self.scale, i, run) != 1.0 for i in ticks):
             raise ConfigError("DeltaReuse keeps the difference of its last guided step, and the scale of all of its "
                               f"first {guided} steps is 1: raise stop, or give them another scale")  # fmt: skip
-        uncond = [{"uncond": 1.0} if i in before else self._frozen(run.step[i]) for i in ticks]
+        uncond: list[Line | None] = [None] * run.first  # which are never asked for
+        uncond += [{"uncond": 1.0} if i in before else self._frozen(run.step[i]) for i in ticks]
         recipes = {} if kept is None else {"delta": (kept, {"cond": 1.0, "uncond": -1.0})}
         return Memory(run, planned(guided_lines(uncond, self.scale, run), recipes))
 
@@ -65,7 +67,10 @@ class DeltaReuse(PlannedPolicy):
 
 def check_gain(gain: Gain) -> Gain:
     """`gain` as a policy keeps it, else ConfigError."""
-    gains = (gain,) if isinstance(gain, int | float) else tuple(gain)
-    if not gains or any(isinstance(g, bool) or not isinstance(g, int | float) or not math.isfinite(g) for g in gains):
+    one = number_of(gain)
+    several = one is None and isinstance(gain, Iterable) and not isinstance(gain, str | bytes)
+    numbers = [number_of(g) for g in gain] if several else [one]  # type: ignore[union-attr]
+    kept = tuple(g for g in numbers if g is not None and math.isfinite(g))
+    if not kept or len(kept) != len(numbers):
         raise ConfigError(f"the gain of a frozen difference is a finite number, or one per step, got {gain!r}")
-    return float(gain) if isinstance(gain, int | float) else tuple(float(g) for g in gains)
+    return kept if one is None else one

@@ -101,7 +101,10 @@ def check_kinds(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
 
 
 def check_ticks(kinds: Sequence[Kind], run: Run) -> None:
-    """ConfigError where the run has another number of ticks."""
+    """ConfigError where the run has another number of ticks, or begins after the first."""
+    if run.first:
+        raise ConfigError(f"LinearAG's coefficients read predictions of all ticks before, and this run begins at tick "
+                          f"{run.first}: fit them for a table that begins there")  # fmt: skip
     if len(kinds) != len(run.step):
         raise ConfigError(f"LinearAG has {len(kinds)} kinds, one per tick, and the run has {len(run.step)} ticks: its "
                           f"coefficients belong to one table, fit them again for this one")  # fmt: skip

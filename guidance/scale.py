@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..samplers.policy import Line, Policy, Run, Weight
@@ -14,18 +18,36 @@ Scale = float | tuple[float, ...] | None
 """diffusers' w, 1 for no guidance; one for every step of the run; None for the caller's."""
 
 
+def number_of(value: Any) -> float | None:
+    """`value` as a float if it is a real number, of Python, numpy or torch (0-d), and no bool; else None."""
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex() and value.dtype != torch.bool:
+        return float(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else None
+
+
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """`value` as a float if it is a number from low to high, else ConfigError that calls it `name`."""
+    number = number_of(value)
+    if number is None or not low <= number <= high:
+        among = "a number" if low == -math.inf else f"a number from {low:g} to {high:g}"
+        raise ConfigError(f"{name} must be {among}, got {value!r}")
+    return number
+
+
 def check_scale(scale: Any) -> float:
     """`scale` as a float if it is finite and not negative, else ConfigError."""
-    number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if not (number and math.isfinite(scale) and scale >= 0.0):
+    number = number_of(scale)
+    if number is None or not (math.isfinite(number) and number >= 0.0):
         raise ConfigError(f"the guidance scale must be a finite number >= 0 (1 = no guidance), got {scale!r}")
-    return float(scale)
+    return number
 
 
 def check_scales(scale: Scale | Sequence[float]) -> Scale:
     """`scale` as a policy keeps it."""
-    if scale is None or isinstance(scale, int | float):
-        return None if scale is None else check_scale(scale)
+    if scale is None:
+        return None
+    if isinstance(scale, str | bytes) or not isinstance(scale, Iterable) or number_of(scale) is not None:
+        return check_scale(scale)
     scales = tuple(check_scale(w) for w in scale)
     if not scales:
         raise ConfigError("a guidance scale per step needs one number at least, got none")

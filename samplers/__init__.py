@@ -54,7 +54,7 @@ from .kdiffusion import KDiffusionNetwork
 from .levels import EDM, DiscreteVP, Level, NoiseSchedule, RectifiedFlow, level_at
 from .levels_continuous import CosineVP, LinearVP
 from .noise import GeneratorTape, NoiseTape, Tape, initial_noise
-from .policy import Memory, Policy, Run, Statistics
+from .policy import Images, Line, Memory, Policy, Run, Statistics, Weight
 from .prediction import EPS, FLOW, PARAMETRISATIONS, X0, Parametrisation, Prediction, V, edm, predict
 from .renoise import renoise
 from .sde import SDEDPMpp1, SDEDPMpp2M, SDEDPMpp3M
@@ -140,9 +140,11 @@ __all__ = [
     "Euler",
     "GeneratorTape",
     "Heun",
+    "Images",
     "KDiffusionNetwork",
     "Level",
     "Levels",
+    "Line",
     "LinearVP",
     "Memory",
     "Network",
@@ -168,6 +170,7 @@ __all__ = [
     "TickRecord",
     "UniPC",
     "V",
+    "Weight",
     "advance",
     "ays_sd",
     "ays_sdxl",

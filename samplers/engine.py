@@ -229,6 +229,7 @@ def solve(
         now = time.perf_counter()
         report.ticks.append(TickRecord(i, nodes[i], asked.branches, 1e3 * (now - clock), asked.images))
         asked, clock = following, now
+    guided.end()
     return Result(state.x, report)
 
 

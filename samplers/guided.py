@@ -17,6 +17,7 @@ from ..errors import ConfigError, IncompatibleError
 from ..kernels import ops
 from ..kernels.upload import to_device
 from .policy import Images, Line, Memory, Policy, Run, Varies, Weight
+from .policy_checks import check_branches, check_line, check_memory, check_remembered, check_score, check_vectors
 from .readback import Readback
 from .table import Weights
 
@@ -43,11 +44,16 @@ class Asked(NamedTuple):
         return tuple(b for b, v in zip(self.branches, self.images, strict=True) if v is None or image in v)
 
     @classmethod
-    def of(cls, found: Mapping[str, Images], batch: int) -> Asked:
-        """Without branches for nobody; branches for everybody say None."""
+    def of(cls, found: Mapping[str, Images], batch: int, what: str = "a guidance policy") -> Asked:
+        """Without branches for nobody; branches for everybody say None.
+
+        Errors: ConfigError for images that are not ascending numbers of the batch, or for no branch at all.
+        what: whose they are, for messages.
+        """
+        check_branches(found, batch, what)
         kept = {b: None if v is not None and len(v) == batch else v for b, v in found.items() if v != ()}
         if not kept:
-            raise ConfigError("a guidance policy asked for no branch at all")
+            raise ConfigError(f"{what} asked for no branch at all")
         return cls(tuple(kept), tuple(kept.values()))
 
 
@@ -76,7 +82,8 @@ class Guided:
     def __init__(self, policy: Policy, run: Run) -> None:
         self.policy = policy
         self.run = run
-        self.memory = policy.begin(run)
+        self._name = type(policy).__name__
+        self.memory = check_memory(policy.begin(run), f"{self._name}.begin")
         self.recalled: dict[str, Tensor] = {}
         self.scores: dict[int, tuple[float, ...]] = {}
         self.restarting = type(policy).restarts is not Policy.restarts
@@ -89,7 +96,7 @@ class Guided:
         """What tick i evaluates; waits for the scores that this decision needs, and for no newer ones."""
         if self._fixed is None:
             self.settle(i - 1 - self.policy.lag)
-            self._asked = Asked.of(self.policy.branches(i, self.memory), self.run.batch)
+            self._asked = Asked.of(self.policy.branches(i, self.memory), self.run.batch, self._at(i))
         return self._asked
 
     def restarts(self, i: int) -> tuple[int, ...]:
@@ -101,7 +108,8 @@ class Guided:
         while self._pending and self._pending[0][0] <= last:
             i, asked, readback = self._pending.popleft()
             self.scores[i] = self._numbers(asked, readback)
-            self.memory = self.policy.decide(i, self.scores[i], self.memory)
+            decided = self.policy.decide(i, self.scores[i], self.memory)
+            self.memory = check_memory(decided, f"{self._at(i)}: decide")
 
     def measured(self) -> dict[int, tuple[float, ...]]:
         """Tick -> scores, those included that no decision has needed. Waits for the newest."""
@@ -119,7 +127,8 @@ class Guided:
         """The guided prediction of tick i as a line over the registers, which `tensors_of` finds.
 
         tensors: one of x's shape per branch asked for; images that did not evaluate it may hold anything there.
-        A register that is neither evaluated nor remembered is a KeyError of its name, here or in `tensors_of`.
+        Errors: UnknownRegister (an IncompatibleError, and a KeyError of the name) for a register that is neither
+        evaluated nor remembered; IncompatibleError for what else the policy may not return (see policy_checks).
         """
         if self._fixed is not None:
             self._registers = dict(zip(self._asked.branches, tensors, strict=True))
@@ -128,11 +137,17 @@ class Guided:
         gram = self._gram(i, registers)
         score = self.policy.score(i, gram, self.memory)
         if score is not None:
+            check_score(score, self.run.batch, self._at(i))
             self._pending.append((i, self._asked, Readback(score)))
             if self.policy.at_once:
                 self.settle(i)
         line = self.policy.weights(i, gram, self.memory)
-        new = {name: mixed(recalled, registers) for name, recalled in self.policy.remember(i, self.memory).items()}
+        self._check(line, registers, f"{self._at(i)}: weights")
+        new: dict[str, Tensor] = {}
+        for name, recalled in self.policy.remember(i, self.memory).items():
+            check_remembered(name, self._asked.branches, f"{self._at(i)}: remember")
+            self._check(recalled, registers, f"{self._at(i)}: the line of {name!r}")
+            new[name] = mixed(recalled, registers)
         gone = self.policy.forget(i, self.memory)
         if new or gone:
             self.recalled = {name: held for name, held in {**self.recalled, **new}.items() if name not in gone}
@@ -140,10 +155,22 @@ class Guided:
             self._fixed = line
         return line
 
+    def end(self) -> None:
+        """The run is over: lets go of the tensors of its last tick and of what is remembered. Scores stay."""
+        self._registers, self.recalled = {}, {}
+
+    def _at(self, i: int) -> str:
+        return f"{self._name} at tick {i}"
+
+    def _check(self, line: Line, registers: Registers, what: str) -> None:
+        images = {} if self._asked.uniform else dict(zip(self._asked.branches, self._asked.images, strict=True))
+        check_line(line, registers, images, self.run.batch, what)
+
     def _gram(self, i: int, registers: Registers) -> Tensor | None:
         wanted = self.policy.statistics(i, self.memory)
         if wanted is None:
             return None
+        check_vectors(wanted.vectors, registers, self._at(i))
         names = list(dict.fromkeys(name for vector in wanted.vectors for name in vector))
         basis = [[vector.get(name, 0.0) for name in names] for vector in wanted.vectors]
         return ops.gram([registers[name] for name in names], basis, wanted.ones)

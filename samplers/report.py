@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .guided import Asked, ConditionalOnly, Guided
+from .guided import Asked, Guided
 from .levels import Level
 from .policy import Images
 
@@ -76,11 +76,19 @@ class Report:
 
     @property
     def saved(self) -> float:
-        """The part of the network rows that was saved, of all branches at every tick: with a policy at least two."""
+        """The part of the network rows that was saved, of all branches at every tick.
+
+        These are two at least under a policy that chooses among them, by tick or by data, and is not at scale 1 or 0.
+        """
         branches = {branch for tick in self.ticks for branch in tick.branches}
-        policy = self.guided is not None and not isinstance(self.guided.policy, ConditionalOnly)
-        full = max(2 if policy else 1, len(branches)) * self.batch * self.evaluations
+        full = max(2 if self._may_save else 1, len(branches)) * self.batch * self.evaluations
         return 1.0 - self.nfe / full if full else 0.0
+
+    @property
+    def _may_save(self) -> bool:
+        """Whether there is a policy that could have evaluated more or less than it did."""
+        policy = None if self.guided is None else self.guided.policy
+        return policy is not None and policy.varies != "never" and getattr(policy, "scale", None) not in (0.0, 1.0)
 
     @property
     def switched(self) -> tuple[int | None, ...]:
@@ -95,8 +103,11 @@ class Report:
 
     @property
     def switched_steps(self) -> tuple[int | None, ...]:
-        """`switched` in steps; of a run without a policy (or captured in graphs) nobody knows them: None."""
-        steps = () if self.guided is None else self.guided.run.step
+        """`switched` in steps; None where nothing can switch: without a policy, or under one that never varies.
+
+        Of a run that was captured in graphs nobody knows them either.
+        """
+        steps = self.guided.run.step if self.guided is not None and self._may_save else ()
         return tuple(steps[k] if k is not None and k < len(steps) else None for k in self.switched)
 
     def __str__(self) -> str:

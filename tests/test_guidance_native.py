@@ -127,7 +127,6 @@ EVERY = [
     AG(THRESHOLD, scale=SCALE, rule="same"),
     AG(THRESHOLD, scale=SCALE, lag=1),
     AG(THRESHOLD, scale=SCALE, on_switch="delta_reuse"),
-    AG(THRESHOLD, scale=SCALE, on_switch="delta_reuse", rule="same"),
     AG(THRESHOLD, scale=SCALE, lower_order=True),
     AG(THRESHOLD, scale=(3.0, 0.0) * 6),
     AG(THRESHOLD, scale=SCALE, max_fraction=0.5),
