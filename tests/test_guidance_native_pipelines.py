@@ -68,8 +68,7 @@ def test_above_one_and_below_minus_one(model):
     assert (plain - cfg).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("options", ({}, {"rule": "same"}, {"lag": 1}, {"on_switch": "delta_reuse"},
-                                     {"lower_order": True}), ids=str)  # fmt: skip
+@pytest.mark.parametrize("options", ({}, {"rule": "same"}, {"on_switch": "delta_reuse"}), ids=str)
 def test_mixed_images_are_one_call_a_tick(model, threshold, options, monkeypatch):
     policy = AG(threshold, space="raw", scale=SCALE, **options)
     images, report, rows = sample(model, policy)

@@ -7,6 +7,8 @@ import torch
 
 from fewstep.errors import ConfigError
 from fewstep.guidance.cfg import CFG
+from fewstep.guidance.interval import Interval
+from fewstep.guidance.scale import with_scale
 from fewstep.samplers import SOLVERS, solve
 
 from .guided_problems import AG, SCALE, Pair, gammas, mixed_threshold, run, table_of
@@ -72,11 +74,36 @@ def test_reading_a_report_decides_nothing():
         (lambda: run(AG()), "no guidance scale"),
         (lambda: run(AG(scale=(1.0, 2.0))), "2 guidance scales"),
         (lambda: CFG(3.0, rescale=1.5), "rescale"),
+        (lambda: AG(rule="same", on_switch="delta_reuse"), "next"),
+        (lambda: AG(max_fraction="x"), "max_fraction"),
+        (lambda: AG(True), "threshold"),
+        (lambda: CFG("7.5"), "finite"),
+        (lambda: CFG(object()), "finite"),
+        (lambda: CFG(rescale="a"), "rescale"),
+        (lambda: Interval(start="a"), "start"),
+        (lambda: Interval(sigma=3.0), "two numbers"),
+        (lambda: Interval(sigma=(1,)), "two numbers"),
+        (lambda: with_scale(CFG(5.0), "4"), "finite"),
     ],
 )
 def test_refusals(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_numbers_of_numpy_and_torch():
+    import numpy
+
+    for scale in (numpy.float32(7.5), torch.tensor(7.5), numpy.float64(7.5)):
+        assert CFG(scale).scale == 7.5 and type(CFG(scale).scale) is float
+    assert CFG(torch.tensor([3.0, 1.0])).scale == CFG([3, 1]).scale == (3.0, 1.0)
+
+
+def test_reports_of_runs_that_cannot_save():
+    for policy in (None, CFG(1.0), CFG(0.0), AG(scale=1.0)):
+        report = run(policy).report
+        assert report.saved == 0.0 and report.switched_steps == (None,) * 3 and "alone" not in str(report)
+    assert run(AG(-1.0, scale=SCALE)).report.saved == 0.5
 
 
 @pytest.mark.parametrize("name", list(SOLVERS))

@@ -1,6 +1,8 @@
 """DeltaReuse and SearchedPolicy, and policies of others that show what the seam carries: APG, CFG-Zero*, editing."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,15 @@ from .gaussians import anisotropic, distance, normal, problem
 
 STEPS = 8
 IMAGES = 16
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def documented(name):
+    """What the Python of a document defines."""
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    namespace = {"__name__": __name__}
+    exec(compile(block, name, "exec"), namespace)
+    return namespace
 
 
 def run(policy, *, variances=None, solver=None, steps=STEPS):
@@ -150,6 +161,10 @@ def test_searched_policy():
         (lambda: DeltaReuse(W, stop=float("nan")), "from 0 to 1"),
         (lambda: DeltaReuse(W, gain=float("inf")), "finite number"),
         (lambda: DeltaReuse(W, gain=()), "finite number"),
+        (lambda: DeltaReuse(W, gain=None), "finite number"),
+        (lambda: DeltaReuse(W, gain="1"), "finite number"),
+        (lambda: DeltaReuse(W, stop=None), "from 0 to 1"),
+        (lambda: run(ZeroStar()), "has no guidance scale"),
         (lambda: run(DeltaReuse(W, gain=(1.0, 2.0))), "has 2 gains, one per step, and the run has 8"),
         (lambda: run(DeltaReuse((1.0,) * 4 + (3.0,) * 4)), "first 4 steps is 1"),
     ],
@@ -193,26 +208,6 @@ class Projected(Policy):
 
 
 @dataclass(frozen=True)
-class ZeroStar(Policy):
-    """CFG-Zero*: u scaled to be closest to c; nothing is predicted at first, which needs no evaluation of u."""
-
-    scale: float
-    zero: int = 1
-
-    def branches(self, i, memory):
-        return {"cond": None} if i < self.zero else {"uncond": None, "cond": None}
-
-    def statistics(self, i, memory):
-        return None if i < self.zero else Statistics(({"cond": 1.0}, {"uncond": 1.0}))
-
-    def weights(self, i, gram, memory):
-        if gram is None:
-            return {"cond": 0.0}
-        s = gram[:, 0, 1] / (gram[:, 1, 1] + 1e-8)
-        return {"cond": self.scale, "uncond": (1.0 - self.scale) * s}
-
-
-@dataclass(frozen=True)
 class Editing(Policy):
     """Three branches: u + s_I (image - u) + s_T (cond - image) in the first half, then cond alone."""
 
@@ -232,6 +227,9 @@ class Editing(Policy):
         if not self._guided(i, memory):
             return {"cond": 1.0}
         return {"cond": self.text, "image": self.image - self.text, "uncond": 1.0 - self.image}
+
+
+ZeroStar = documented("policies.md")["ZeroStar"]
 
 
 def guided_by_diffusers(guider, log):
