@@ -146,8 +146,9 @@ def _subclass(kind: type, attached: Attached) -> type:
         return kind(*args, **kwargs)
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
-        make, of, *rest = kind.__reduce_ex__(self, protocol)
-        return make, tuple(kind if part is type(self) else part for part in of), *rest
+        _, arguments, *rest = kind.__reduce_ex__(self, max(int(protocol), 2))  # type: ignore[misc]
+        arguments = tuple(kind if part is type(self) else part for part in arguments)
+        return object.__new__, arguments, *rest
 
     names = {"__call__": __call__, "__new__": __new__, "__reduce_ex__": __reduce_ex__, _MARK: attached,
              "__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}  # fmt: skip

@@ -138,11 +138,16 @@ def without_scale(tiny: Tiny) -> Tiny:
 
 
 def test_two_scales_that_differ_are_one_error(tiny, plain):
-    with attach(tiny.pipe, guidance=raw(2.0, scale=5.0)):
+    with attach(tiny.pipe, guidance=raw(2.0, scale=5.0)) as attached:
+        run(without_scale(tiny))
+        assert attached.report is not None
         with pytest.raises(ConfigError, match=r"guidance_scale=4 was given.*scale 5\.0"):
             run(tiny)
         with pytest.raises(ConfigError, match="guidance_rescale"):
             run(without_scale(tiny), guidance_rescale=0.7)
+        assert attached.report is None
+        with pytest.raises(ConfigError, match="'4'"):
+            run(tiny, guidance_scale="4")
     with attach(tiny.pipe, guidance=raw(2.0, scale=4.0)):
         assert relative(run(tiny), plain) < CLOSE  # the same twice is no contradiction
     with attach(tiny.pipe, guidance=CFG((5.0,) * STEPS)), pytest.raises(ConfigError, match="give one"):
@@ -205,6 +210,7 @@ def test_the_report_counts_and_says_it_in_a_line(tiny, gammas):
         assert attached.report is None
         run(tiny)
     report = attached.report
+    assert not report.guided._registers and not report.guided.recalled  # no tensor of the run lives on
     assert report.batch == 2 and report.evaluations == STEPS
     first = crossings(gammas, threshold)
     assert report.switched == tuple(None if k is None or k + 1 == STEPS else k + 1 for k in first)

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 
+from fewstep.errors import ConfigError
 from fewstep.guidance.attach import attach
 from fewstep.guidance.attach_layouts import BATCHED
 from fewstep.guidance.cfg import CFG
@@ -84,6 +85,13 @@ def test_a_scale_of_the_policy_gives_the_pipelines_picture(family):
     plain, others = run(tiny), {k: v for k, v in tiny.call.items() if k != "guidance_scale"}
     with attach(tiny.pipe, guidance=CFG(3.0)):
         assert relative(run(tiny._replace(call=others)), plain) < CLOSE
+
+
+def test_a_scale_that_cogvideox_changes_in_mid_run_is_the_pipelines():
+    tiny = guided(FAMILIES["cogvideox"], 1)
+    others = {k: v for k, v in tiny.call.items() if k != "guidance_scale"}
+    with attach(tiny.pipe, guidance=CFG(3.0)), pytest.raises(ConfigError, match="use_dynamic_cfg"):
+        run(tiny._replace(call=others), use_dynamic_cfg=True)
 
 
 def test_controlnet_evaluates_the_rows_that_the_unet_does():

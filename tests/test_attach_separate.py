@@ -14,6 +14,7 @@ from fewstep.guidance.interval import Interval
 from fewstep.guidance.linear import LinearAG
 from fewstep.guidance.searched import SearchedPolicy
 from fewstep.samplers import feeding
+from fewstep.samplers.policy import Policy
 
 from . import tiny_flow, tiny_separate, tiny_video
 from .attach_runs import counted, negatives
@@ -193,6 +194,26 @@ def test_scales_that_the_pipeline_cannot_take_are_refused(policy, call, match):
     del tiny.call["guidance_scale"]
     with attach(tiny.pipe, guidance=policy), pytest.raises(ConfigError, match=match):
         run(tiny, **call)
+
+
+class Own(Policy):
+    """Its weights are the guided prediction, whatever else is asked of it; not a dataclass."""
+
+    scale = 4.0
+
+    def branches(self, i, memory):
+        return {"uncond": None, "cond": None} if i < STEPS // 2 else {"cond": None}
+
+    def weights(self, i, gram, memory):
+        return {"uncond": 1.0 - 4.0, "cond": 4.0} if i < STEPS // 2 else {"cond": 1.0}
+
+
+def test_a_policy_of_somebody_elses_with_a_scale_is_not_guided_twice():
+    tiny = guided("wan")
+    expected, _, _ = attached_run(tiny, Interval(stop=0.5))
+    del tiny.call["guidance_scale"]
+    found, rows, report = attached_run(tiny, Own())
+    assert torch.equal(found, expected) and rows == report.nfe == STEPS + STEPS // 2
 
 
 def test_the_frozen_difference_is_the_same_with_and_without_a_scale():

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, WanPipeline
 
 from fewstep.errors import IncompatibleError
 from fewstep.guidance.adaptive import AdaptiveGuidance
@@ -18,7 +18,7 @@ from fewstep.guidance.delta_reuse import DeltaReuse
 
 from . import tiny_video
 from .test_attach_separate import attached_run, guided
-from .thresholds import STEPS, apart, early, run
+from .thresholds import STEPS, early, run
 from .tiny_flow import Tiny
 
 # --- Wan 2.2 ----------------------------------------------------------------------------------------------------------
@@ -96,15 +96,39 @@ def test_a_scheduler_that_writes_in_place_does_not_confuse_the_calls():
     assert torch.equal(found, before) and rows == report.nfe == STEPS and "none" in str(report)
 
 
-def test_a_tensor_argument_that_is_not_known_is_refused():
+def test_the_calls_of_inference_tensors_are_told_by_their_timesteps():
+    """Such tensors do not count how often they were written to."""
+    tiny = guided("lumina2")
+    tiny.pipe.scheduler = InPlace.from_config(tiny.pipe.scheduler.config)
+    with torch.inference_mode():
+        for scale in (1.0, 4.0):
+            before = run(tiny, guidance_scale=scale)
+            found, rows, report = attached_run(tiny, AdaptiveGuidance(2.0), guidance_scale=scale)
+            assert torch.equal(found, before) and rows == report.nfe == STEPS * (1 + (scale > 1.0))
+        tiny = guided("wan")
+        tiny.pipe.scheduler = InPlace.from_config(tiny.pipe.scheduler.config)
+        before = run(tiny)
+        found, rows, report = attached_run(tiny, AdaptiveGuidance(2.0))
+        assert torch.equal(found, before) and rows == report.nfe == 2 * STEPS
+
+
+def test_a_tensor_argument_that_is_not_known_is_refused_at_the_first_tick():
     tiny = guided("flux", 2)
-    with attach(tiny.pipe, guidance=AdaptiveGuidance(2.0)) as attached:
-        run(tiny)
-    threshold = apart(attached.report.scores)
     kwargs = {"joint_attention_kwargs": {"other": torch.zeros(2, 3)}}
-    with attach(tiny.pipe, guidance=AdaptiveGuidance(threshold)):
+    with attach(tiny.pipe, guidance=AdaptiveGuidance(2.0)) as attached:
         with pytest.raises(IncompatibleError, match="joint_attention_kwargs"):
             run(tiny, **kwargs)
+        assert attached.report is None
+
+
+def test_a_cache_is_refused_where_images_may_differ():
+    tiny = guided("flux", 2)
+    tiny.denoiser.enable_cache(FirstBlockCacheConfig(threshold=0.05))
+    plain = run(tiny)
+    with attach(tiny.pipe, guidance=AdaptiveGuidance(2.0)), pytest.raises(IncompatibleError, match="disable_cache"):
+        run(tiny)
+    found, _, _ = attached_run(tiny, AdaptiveGuidance(2.0, batch="all"))
+    assert torch.equal(found, plain)
 
 
 def test_offload_and_bfloat16():
