@@ -243,7 +243,7 @@ class Session:
         """The call is over: what the report does not say is let go of."""
         self.caller.end()
         if self._guided is not None:
-            self._guided.recalled, self._guided._registers = {}, {}
+            self._guided.end()
 
     # --- the run -----------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,11 @@ def cost(gammas, threshold: float) -> tuple[int, ...]:
     return tuple(ticks + (ticks if k is None else k + 1) for k in crossings(gammas, threshold))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOW = {"controlnet_inpaint", "sdxl_controlnet_img2img", "sdxl_controlnet_inpaint"}
+"""Whose layout and network others cover: the pipeline of their picture, and that of their ControlNet."""
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])
 def test_a_batched_family(family, monkeypatch):
     """Bitwise the pipeline's while all are guided and without guidance; T + K rows; image by image; NaN never read."""
     monkeypatch.setattr(feeding, "unfilled", lambda like: torch.full_like(like, torch.nan))
