@@ -134,6 +134,7 @@ def prompts_for(
     """
     if count is not None:
         checks.whole("--prompts", count, 1, checks.MAX_IMAGES)
+    checks.whole("--seed", seed, 0, checks.MAX_SEED)
     if not given and file is None:
         if ref.kind != "embedded":
             raise ConfigError(f"there is no prompt, and none are known for {ref.name}: give some that are like yours, "
@@ -219,7 +220,8 @@ def _check_target(goal: Goal, settings: Settings) -> None:
 
 def in_options(text: str) -> str:
     """A message of the library in the words of the command line."""
-    for name in ("target_nfe", "target_fidelity", "plan '", "window must", "ridge must"):
+    for name in ("target_nfe", "target_fidelity", "plan '", "window must", "ridge must", "window belongs",
+                 "ridge belongs"):  # fmt: skip
         text = text.replace(name, f"--{name.replace('_', '-')}")
     return text
 

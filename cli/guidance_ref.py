@@ -42,11 +42,14 @@ class GuidanceRef:
 
 
 class Guiding(NamedTuple):
-    """The policy of a run.       made_for: what it was calibrated for, if it was.       scale: None if not known."""
+    """The policy of a run.       made_for: what it was calibrated for, if it was.       scale: None if not known.
+    nfe: evaluations of a picture, where they are known before the run.
+    """
 
     policy: Policy
     made_for: MadeFor | None
     scale: float | None
+    nfe: int | None = None
 
     def with_scale(self, scale: float) -> Guiding:
         """With the model's own scale, where none is known."""
@@ -82,8 +85,8 @@ def find_file(location: str) -> GuidanceRef:
     try:
         if not path.is_file():
             what = checks.not_a_file(location)
-            raise ConfigError(f"--guidance {location!r} {what}: expected a file of fewstep calibrate, or one of "
-                              f"{', '.join(named.NAMES)}")  # fmt: skip
+            raise ConfigError(f"--guidance {location!r} {what}: expected a file of fewstep calibrate or fewstep "
+                              f"search, or one of {', '.join(named.NAMES)}")  # fmt: skip
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"--guidance {path.name!r} is larger than {MAX_BYTES >> 20} MB: it is no policy")
         head, data = read_head(path, "--guidance"), path.read_bytes()
@@ -136,14 +139,23 @@ def guiding(settings: Settings, how: Table | AdaptiveDPM, parametrisation: str) 
         policy, made_for = named.policy_of(ref.name if ref.location is None else Path(ref.location))
         scale = ref.scale if settings.guidance_scale is None else settings.guidance_scale
         scale = settings.model.default_scale if scale is None else scale
+        _check_range(policy, where)
         if hasattr(policy, "scale"):
             policy = with_scale(policy, scale)
         check(policy, made_for, _here(settings, how, parametrisation), where)
-        _check_run(policy, how, parametrisation)
+        nfe = _checked_run(policy, how, parametrisation)
     except FewstepError as error:
         text = str(error)
         raise type(error)(text if text.startswith(where) else f"{where}: {text}") from None
-    return Guiding(policy, made_for, scale)
+    return Guiding(policy, made_for, scale, nfe)
+
+
+def _check_range(policy: Policy, where: str) -> None:
+    """The scales in a file are those that the command line takes."""
+    own = getattr(policy, "scale", None)
+    for w in (*(own if isinstance(own, tuple) else (own,)), *getattr(policy, "choices", ())):
+        if not isinstance(w, str):
+            checks.scale(w, f"{where}: scale")
 
 
 def _here(settings: Settings, how: Table | AdaptiveDPM, parametrisation: str) -> MadeFor:
@@ -169,8 +181,8 @@ def weights_of(ref: ModelRef, with_loras: bool = False) -> Any:
     return fingerprint.of_folder(Path(ref.location) / "unet") if ref.kind in ("embedded", "folder") else None
 
 
-def _check_run(policy: Policy, how: Table | AdaptiveDPM, parametrisation: str) -> None:
-    """What the policy itself says of such a run."""
+def _checked_run(policy: Policy, how: Table | AdaptiveDPM, parametrisation: str) -> int | None:
+    """The evaluations of a picture, where the policy knows them. Errors are what it says of such a run."""
     from ..samplers import PARAMETRISATIONS, Run
     from .plan import is_table
 
@@ -180,7 +192,10 @@ def _check_run(policy: Policy, how: Table | AdaptiveDPM, parametrisation: str) -
             raise IncompatibleError(f"{type(policy).__name__} needs to know the steps, and this --solver chooses them "
                                     "while it runs: choose another solver, or --guidance cfg")  # fmt: skip
     elif getattr(policy, "scale", 1.0) is not None:
-        policy.begin(Run(1, how.plan.nodes, how.plan.step, how.plan.stage, kind))
+        memory = policy.begin(Run(1, how.plan.nodes, how.plan.step, how.plan.stage, kind))
+        if policy.varies != "by data":
+            return sum(len(policy.branches(i, memory)) for i in range(len(how.plan.nodes)))
+    return None
 
 
 def check_loaded(settings: Settings, found: Guiding, backbone: Any) -> None:
@@ -194,12 +209,23 @@ def check_loaded(settings: Settings, found: Guiding, backbone: Any) -> None:
     check(found.policy, found.made_for, here, f"--guidance {settings.guidance.name}")
 
 
-def nothing_to_save(settings: Settings, scale: float | None) -> str | None:
-    """A line for a run that has no guidance to save evaluations of."""
-    if settings.guidance is None or scale != 1.0:
+def nothing_to_save(settings: Settings, scale: float | None, found: Guiding | None, ticks: int | None) -> str | None:
+    """A line for a run that has no guidance to save evaluations of, or whose policy is known to guide nothing or all.
+
+    ticks: of the run, if it knows them.
+    """
+    if settings.guidance is None or found is None:
         return None
-    return (f"guidance scale 1 is no guidance and takes one evaluation a tick already: --guidance "
-            f"{settings.guidance.name} changes nothing")  # fmt: skip
+    name, policy = f"--guidance {settings.guidance.name}", found.policy
+    if scale == 1.0:
+        return f"guidance scale 1 is no guidance and takes one evaluation a tick already: {name} changes nothing"
+    if found.nfe is not None and found.nfe == ticks:
+        return f"{name} evaluates one branch a tick here: no step is guided"
+    threshold = getattr(policy, "threshold", 0.0)
+    never = threshold > 1.0 and getattr(policy, "max_fraction", 1.0) >= 1.0
+    if never or (found.nfe == 2 * (ticks or -1) and type(policy).__name__ != "CFG"):
+        return f"{name} guides every step here: it saves nothing"
+    return f"{name}: every cosine is above {threshold:g}, so that guidance ends at once" if threshold < -1.0 else None
 
 
 def described(policy: Any) -> str:

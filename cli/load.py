@@ -72,7 +72,7 @@ def load(settings: Settings, console: Console) -> Model:
     if guiding is not None:
         guiding = guiding.with_scale(float(scale))
         check_loaded(settings, guiding, backbone)
-    if (note := nothing_to_save(settings, scale)) is not None:
+    if (note := nothing_to_save(settings, scale, guiding, evaluations_of(how))) is not None:
         console.note(note)
     _warn_of_long_prompts(settings, backbone, console)
     console.detail(

@@ -92,8 +92,8 @@ _guidance = option(
     "--guidance",
     metavar="FILE|NAME[:KEY=VALUE,...]",
     among=tuple(NAMES),
-    help=f"Which network evaluations guidance makes: {', '.join(NAMES)}, or a file of fewstep calibrate. "
-    "[default: cfg, two for each of the solver's]",
+    help=f"Which network evaluations guidance makes: {', '.join(NAMES)}, or a file of fewstep calibrate or "
+    "fewstep search. [default: cfg, two for each of the solver's]",
 )
 _batch_size = option(
     HOW,

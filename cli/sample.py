@@ -125,7 +125,7 @@ def _dry_run(settings: Settings, target: Any, grid: bool, format: str, console: 
 def _described(settings: Settings, planned: Plan, digest: str | None, kept: int) -> dict[str, str]:
     """What a run would do, in words."""
     from .guidance_ref import described, nothing_to_save
-    from .plan import budget_line, counted, is_table
+    from .plan import budget_line, counted, evaluations_of, is_table
 
     how = planned.how
     scale = settings.guidance_scale if planned.guiding is None else planned.guiding.scale
@@ -142,8 +142,10 @@ def _described(settings: Settings, planned: Plan, digest: str | None, kept: int)
         f"guidance scale {'default' if scale is None else f'{scale:g}'}"
     )
     if planned.guiding is not None:
-        lines["guidance"] = described(planned.guiding.policy)
-    if (note := nothing_to_save(settings, scale)) is not None:
+        nfe = planned.guiding.nfe
+        cost = "" if nfe is None else f": {counted(nfe, 'evaluation')} a picture"
+        lines["guidance"] = described(planned.guiding.policy) + cost
+    if (note := nothing_to_save(settings, scale, planned.guiding, evaluations_of(how))) is not None:
         lines["note"] = note
     if settings.nfe is not None:
         lines["budget"] = budget_line(settings, planned)
@@ -186,7 +188,17 @@ def _run(settings: Settings, target: Any, grid: bool, format: str, console: Cons
         if made > 1:
             what = f"{made} pictures, {outcome.sampling / made:.2f} s each"
         console.note(f"{what}; loading took {outcome.loading:.1f} s")
+        if settings.guidance is not None:
+            console.note(_spent([line for k, line in outcome.lines.items() if k not in outcome.kept]))
     return outcome.exit_code
+
+
+def _spent(lines: list[dict[str, Any]]) -> str:
+    """What the policy saved of full guidance.       lines: of the pictures that were made."""
+    branches = 1 if lines[0]["guidance_scale"] == 1.0 else 2
+    spent, full = sum(line["nfe"] for line in lines), sum(branches * line["evaluations"] for line in lines)
+    mean = f"{spent / len(lines):.4g} of {full / len(lines):.4g} evaluations a picture"
+    return f"guidance: {mean} ({100 * (1 - spent / full):.0f} % saved)"
 
 
 def _report(settings: Settings, target: Any, outcome: Any, sheet: str | None) -> dict[str, Any]:

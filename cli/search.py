@@ -13,6 +13,7 @@ from . import checks, options
 from . import search_options as more
 from .calibrate import plottable, prompts_for, writable
 from .console import Console, emit
+from .search_checks import check_numbers, check_target
 
 if TYPE_CHECKING:
     from ..guidance.calibrate_runs import Samples
@@ -89,8 +90,7 @@ def search(
     how = choose(solver, schedule, steps)
     if how.schedule == "adaptive":
         raise ConfigError(f"--solver {how.solver} chooses its steps while it runs, and a search is of a fixed run")
-    if not (math.isfinite(minutes) and minutes > 0.0):
-        raise ConfigError(f"--minutes must be a number above 0, got {minutes:g}")
+    check_numbers(strengths, iterations, rate, cost_weight, temperature, changes, minutes)
     ref, target = find_model(model, variant, revision), writable(output)
     split = split_of(ref, prompt, prompt_file, prompts, held_out, seed)
     settings = Settings(
@@ -103,19 +103,24 @@ def search(
     def learning(loaded: Model) -> SearchSettings:
         from ..guidance.search import SearchSettings
 
-        least = loaded.plan.evaluations  # type: ignore[union-attr]
-        wanted = math.floor(DEFAULT_SHARE * least) if target_nfe is None else target_nfe
-        try:
-            return SearchSettings(
-                loaded.scale, wanted, strengths or (), iterations, rate, cost_weight, temperature or (1.0, 1.0),
-                gumbel, changes, seed,
-            )  # fmt: skip
-        except ConfigError as error:
-            raise type(error)(str(error).replace("refinements", "--changes")) from None
+        wanted = _default_target(loaded.plan) if target_nfe is None else target_nfe
+        return SearchSettings(
+            loaded.scale, wanted, strengths or (), iterations, rate, cost_weight, temperature or (1.0, 1.0),
+            gumbel, changes, seed,
+        )  # fmt: skip
 
+    with console.hushed():
+        check_target(target_nfe, settings)
     for note in how.notes:
         console.note(note)
     return _search(settings, split, learning, 60.0 * minutes, target, picture, console, format)
+
+
+def _default_target(table: Any) -> int:
+    """Enough to guide one step in any run."""
+    from ..guidance.search_runs import ticks_of
+
+    return max(math.floor(DEFAULT_SHARE * table.evaluations), table.evaluations + min(ticks_of(table)))
 
 
 def split_of(
@@ -156,7 +161,9 @@ def _search(
             how = learning(loaded)
             samples, others = _samples(settings, split, loaded)
             found = _run(samples, how, settings, seconds, target, console)
-            _write(samples, found, settings, split, target)
+            kept = found.distance < 1.0
+            if kept:
+                _write(samples, found, settings, split, target)
             compared = _compared(others, found, console) if others.prompts else []
     except NothingToGain as error:
         console.warn(str(error))
@@ -165,14 +172,18 @@ def _search(
         from .search_plot import draw
 
         draw(found, how, settings, picture)
-    _report(found, how, samples, compared, settings, split, target, format)
+    _report(found, how, samples, compared, settings, split, target if kept else None, format)
     if found.complete:
         _checkpoint(target).unlink(missing_ok=True)
     else:
         console.warn(f"the time was up after {len(found.losses)} of {how.iterations} iterations and {found.tried} "
                      "single changes: the policy is the best until then; with more --minutes the same command goes on "
                      "from there")  # fmt: skip
-    console.note(f"{target} holds this policy: run it with {_command(settings, target)}")
+    if kept:
+        console.note(f"{target} holds this policy: run it with {_command(settings, target)}")
+    else:
+        console.warn(f"no policy within {how.target:g} evaluations was found that is closer to full guidance "
+                     "than none at all, so that no file is written: try a larger --target-nfe")  # fmt: skip
     return 0
 
 
@@ -239,13 +250,14 @@ def _write(samples: Samples, found: Found, settings: Settings, split: Split, tar
 
 def _report(
     found: Found, how: SearchSettings, samples: Samples, compared: list[Compared], settings: Settings, split: Split,
-    target: Path, format: str,
+    target: Path | None, format: str,
 ) -> None:  # fmt: skip
     from .search_report import as_json, as_text
 
     if format == "json":
         head = {"model": settings.model.identity(), "solver": settings.solver, "schedule": settings.schedule}
-        head |= {"steps": settings.steps, "guidance_scale": samples.scale, "file": str(target)}
+        head |= {"steps": settings.steps, "guidance_scale": samples.scale}
+        head["file"] = None if target is None else str(target)
         emit(json.dumps({**head, **as_json(found, how, samples, compared)}, allow_nan=False))
         return
     for line in as_text(found, how, samples, compared, split.same):

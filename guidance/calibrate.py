@@ -66,6 +66,10 @@ class Goal:
         if self.plan != "chosen" and self.policy != "linear":
             raise ConfigError(f"plan {self.plan!r} is one of the policy linear, and the policy is {self.policy}: "
                               "leave one of the two out")  # fmt: skip
+        if self.policy != "linear" and (self.window is not None or self.ridge != type(self).ridge):
+            name = "ridge" if self.window is None else "window"
+            raise ConfigError(f"{name} belongs to the policy linear, and the policy is {self.policy}: leave one of the "
+                              "two out")  # fmt: skip
         for name in ("target_nfe", "target_fidelity"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value < float("inf"):

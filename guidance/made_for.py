@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ..errors import IncompatibleError
-from ..samplers import Level, Policy, Run, Table
+from ..samplers import SOLVERS, Level, Policy, Run, Table
 from .fingerprint import Fingerprint, of_pipeline
 from .scale import own_scale
 
@@ -85,8 +86,11 @@ def check(policy: Policy, made_for: MadeFor | None, here: MadeFor, name: str = "
         then, now = (_value(m, what) for m in (made_for, here))
         now = {"scale": scale, "space": space}.get(what, now)
         if then is not None and now is not None and not _same(what, then, now):
-            raise IncompatibleError(f"{name} was calibrated for {_words(what, then, now, made_for, here)}: calibrate "
-                                    "again for this run (fewstep calibrate), or run what it was made for")  # fmt: skip
+            made, again = "calibrated", "calibrate again for this run (fewstep calibrate)"
+            if type(policy).__name__ == "SearchedPolicy":
+                made, again = "searched", "search again for this run (fewstep search)"
+            raise IncompatibleError(f"{name} was {made} for {_words(what, then, now, made_for, here)}: {again}, or run "
+                                    "what it was made for")  # fmt: skip
 
 
 def _checked(policy: Policy) -> tuple[str, ...]:
@@ -132,7 +136,19 @@ def _words(what: str, then: Any, now: Any, made_for: MadeFor, here: MadeFor) -> 
         "space": "predictions compared in the space",
     }[what]
     unit = " steps" if what == "steps" else ""
+    if what == "solver":
+        then, now = solver_name(then), solver_name(now)
     return f"{shown} {_short(then)}{unit}, and this is {_short(now)}{unit}"
+
+
+def solver_name(text: str) -> str:
+    """The name of a solver, "2m", of its repr; where none is, the repr."""
+    return _solver_names().get(text, text)
+
+
+@lru_cache(maxsize=1)
+def _solver_names() -> dict[str, str]:
+    return {repr(make()): name for name, make in reversed(SOLVERS.items())}
 
 
 def _short(value: Any) -> str:

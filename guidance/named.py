@@ -24,6 +24,12 @@ NAMES: dict[str, tuple[str, str]] = {
 }
 ALIASES = {"ag": "adaptive", "adaptive-guidance": "adaptive", "delta": "delta-reuse", "classifier-free": "cfg"}
 SUFFIX = ".safetensors"
+OF_A_FILE = {
+    "linear": "fewstep calibrate --policy linear",
+    "linear-ag": "fewstep calibrate --policy linear",
+    "searched": "fewstep search",
+    "search": "fewstep search",
+}
 SPACES = ("x0", "raw", "eps", "v")  # of guidance.space, which needs torch
 _IN_PYTHON = ("sigma",)  # two numbers
 _ONE_NUMBER = ("scale", "gain")  # may be one per step, in Python
@@ -37,6 +43,9 @@ def canonical(text: str) -> str:
     name, _, options = text.partition(":")
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     key = ALIASES.get(key, key)
+    if key in OF_A_FILE:
+        raise ConfigError(f"{text.strip()} belongs to one run of one model and needs a file: {OF_A_FILE[key]} -o FILE, "
+                          f"then name that file, which ends in {SUFFIX}")  # fmt: skip
     if key not in NAMES:
         close = difflib.get_close_matches(key, (*NAMES, *ALIASES), n=1, cutoff=0.5)
         hint = f"did you mean {close[0]}? There are" if close else "there are"

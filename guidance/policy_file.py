@@ -26,7 +26,7 @@ from .fingerprint import NUMBERS, Fingerprint
 from .made_for import EMPTY, GIVEN, MadeFor
 from .space import Space
 
-KIND = Kind("policy file", "fewstep-policy", 1, "fewstep calibrate", max_header=4 << 20)
+KIND = Kind("policy file", "fewstep-policy", 1, "fewstep calibrate or fewstep search", max_header=4 << 20)
 MAX_TICKS = MAX_STEPS
 MAX_REGISTERS = 2 * MAX_TICKS
 _TICK = re.compile(r"tick\.(\d{1,5})")

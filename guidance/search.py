@@ -32,7 +32,8 @@ SAVE_EVERY = 10.0  # seconds
 
 class Found(NamedTuple):
     """policy: the result.       nfe: of a picture.
-    distance: of its final x from full guidance, as a part of that without guidance, on the pairs searched.
+    distance: of its final x from full guidance, as a part of that without guidance, on the pairs searched; never above
+    1, for where the search found nothing closer, the policy is no guidance.
     probabilities: [steps, candidates], of the relaxed search.       losses: one per iteration.
     tried: discrete policies.       complete: whether no time limit cut the search short.       seconds: it took.
     """
@@ -110,10 +111,13 @@ def _resumed(stages: Stages, checkpoint: Path | None, key: str, on_note: Callabl
 
 def _found(stages: Stages, progress: Progress, clock: Clock) -> Found:
     relaxation, n = stages.relaxation, len(progress.losses)
+    choices, distance = progress.choices, stages.standing(progress).distance / sum(progress.apart)
+    if not distance <= 1.0:  # true for NaN
+        choices, distance = ("cond",) * relaxation.steps, 1.0
     return Found(
-        policy=SearchedPolicy(progress.choices),
-        nfe=nfe_of(progress.choices, relaxation.ticks),
-        distance=stages.standing(progress).distance / sum(progress.apart),
+        policy=SearchedPolicy(choices),
+        nfe=nfe_of(choices, relaxation.ticks),
+        distance=distance,
         probabilities=relaxation.probabilities(progress.logits, max(0, n - 1)),
         losses=progress.losses,
         tried=progress.tried,

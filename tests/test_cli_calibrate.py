@@ -92,6 +92,7 @@ def test_an_interrupted_calibrate_goes_on(cli, model, monkeypatch):
 
 
 WRONG = {
+    ("--seed", -1): "--seed must be a whole number from 0",
     ("-o", "p.txt"): "expected a name that ends so",
     ("-o", "no/p.safetensors"): "there is no folder 'no'",
     ("-o", "other.safetensors"): "is in the way: it is no policy",
@@ -102,8 +103,10 @@ WRONG = {
     ("--target-nfe", "nan"): "--target-nfe must be a number above 0",
     ("--target-fidelity", 0): "--target-fidelity must be a number above 0",
     ("--target-nfe", 12, "--target-fidelity", 0.1): "--target-nfe and --target-fidelity were both given",
-    ("--window", 0): "--window must be",
-    ("--ridge", -1): "--ridge must be",
+    ("--policy", "linear", "--window", 0): "--window must be",
+    ("--policy", "linear", "--ridge", -1): "--ridge must be",
+    ("--window", 2): "--window belongs to the policy linear, and the policy is adaptive",
+    ("--policy", "delta-reuse", "--ridge", 0.1): "--ridge belongs to the policy linear",
     ("--policy", "linear", "--plan", "best"): "--plan 'best' does not exist: expected one of chosen, alternating",
     ("--plan", "alternating"): "--plan 'alternating' is one of the policy linear",
     ("--policy", "linear", "--steps", 1): "a run of 1 tick has none",

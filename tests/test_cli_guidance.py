@@ -13,6 +13,9 @@ import pytest
 from fewstep.cli import png
 from fewstep.cli.guidance_ref import find_guidance
 from fewstep.guidance import policy_file
+from fewstep.guidance.cfg import CFG
+from fewstep.guidance.interval import Interval
+from fewstep.guidance.made_for import MadeFor
 
 from . import cli_runs
 from .cli_runs import pixels
@@ -44,6 +47,8 @@ def made(cli, model: str, *words: object) -> tuple[dict, dict]:
 
 def test_a_policy_by_name(cli, model):
     how = ("--solver", "2m", "--steps", 4)
+    code, _, err = cli("sample", "x", "-m", model, *how, "-g", 300, "--guidance", "interval:start=0.5", "-o", "told")
+    assert code == 0 and "guidance: 6 of 8 evaluations a picture (25 % saved)" in err
     report, fields = made(cli, model, *how, "-g", 300, "--guidance", "Interval: start = 0.5")
     assert report["guidance"] == fields["guidance"] == {"name": "interval:start=0.5"}
     assert report["images"][0]["nfe"] == fields["nfe"] == 6 and fields["evaluations"] == 4
@@ -107,6 +112,22 @@ def test_scale_1_says_that_there_is_nothing_to_save(cli, model):
     assert "changes nothing" in cli(*words, "--dry-run")[1]
 
 
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ("interval:stop=0", "evaluates one branch a tick here: no step is guided"),
+        ("interval", "guides every step here: it saves nothing"),
+        ("adaptive:threshold=-5", "every cosine is above -5, so that guidance ends at once"),
+        ("adaptive:threshold=2", "guides every step here"),
+        ("interval:stop=0.5", "guidance   Interval, stop 0.5: 6 evaluations a picture"),
+        ("cfg:scale=3", "guidance   CFG: 8 evaluations a picture"),
+    ],
+)
+def test_what_is_known_before_the_run(cli, policy, said):
+    _, out, _ = cli("sample", "a red circle", "--solver", "2m", "--steps", 4, "--guidance", policy, "--dry-run")
+    assert said in out and ("note " in out) == (" here" in said or "at once" in said)
+
+
 def test_a_budget_counts_full_guidance(cli, model):
     _, out, err = cli("sample", "x", "-m", model, "--solver", "2m", "--nfe", 8, "--guidance", "interval:stop=0.5")
     assert "4 steps of 2m, which cost at most 8 a picture" in err and out
@@ -127,7 +148,11 @@ REFUSED = {
     "empty.safetensors": "is damaged: its 0 bytes are no .safetensors file",
     "huge.safetensors": "is larger than 64 MB",
     "claims.safetensors": "is damaged",
-    "other.safetensors": "is no policy: expected a file of fewstep calibrate",
+    "linear": "linear belongs to one run of one model and needs a file: fewstep calibrate --policy linear -o FILE",
+    "Searched": "needs a file: fewstep search -o FILE",
+    "half.safetensors": "--guidance half.safetensors: scale must be a number from 1 to 1000",
+    "quarter.safetensors": "--guidance quarter.safetensors: scale must be a number from 1 to 1000",
+    "other.safetensors": "is no policy: expected a file of fewstep calibrate or fewstep search",
 }
 
 
@@ -141,6 +166,8 @@ def test_what_is_refused_before_anything_is_loaded(cli, given, monkeypatch):
         stream.write(struct.pack("<Q", 1 << 30) + b"{")
         stream.truncate((1 << 30) + 4096)
     cli("table", "--steps", 2, "--save", "other.safetensors")
+    policy_file.save(CFG(0.5), "half.safetensors", MadeFor())
+    policy_file.save(Interval((3.0, 0.25)), "quarter.safetensors", MadeFor())
     code, out, err = cli("sample", "a red circle", "--guidance", given, "-g", 3, "--quiet")
     assert (code, out) == (2, "") and REFUSED[given] in err and err.count("\n") == 1 and err.startswith("error: ")
 
@@ -158,7 +185,7 @@ def test_a_file_for_something_else_is_refused(cli, model, files, monkeypatch):
         refused(cli, "--guidance-scale 2 and --guidance", *file, "--solver", "2m", "--steps", 4, "-g", 2)
         refused(cli, "another model than tiny-sd", *file[2:], "--solver", "2m", "--steps", 4)
     refused(cli, "a run of 4 steps, and this is 5", *linear, "--solver", "2m", "--steps", 5)
-    refused(cli, "the solver DPMpp2M", *linear, "--solver", "unipc-2", "--steps", 4)
+    refused(cli, "the solver 2m, and this is unipc-2", *linear, "--solver", "unipc-2", "--steps", 4)
     refused(cli, "other noise levels", *linear, "--solver", "2m", "--schedule", "karras", "--steps", 4)
     refused(cli, "without a negative prompt", *linear, "--solver", "2m", "--steps", 4, "-n", "y")
     refused(cli, "AdaptiveGuidance needs to know the steps", *ag, "--solver", "adaptive-23")

@@ -128,6 +128,14 @@ def test_settings_that_cannot_be(wrong):
         SearchSettings(**{"scale": W, "target": 8.0, **wrong})
 
 
+def test_the_result_is_never_further_from_full_guidance_than_no_guidance():
+    table = table_for()
+    settings = SearchSettings(W, 9.0, strengths=(500.0,), iterations=0, refinements=0)
+    found = search(table, [batch(table, 1)], settings)
+    assert found.policy.choices == ("cond",) * STEPS
+    assert found.distance == 1.0
+
+
 def test_where_nothing_can_be_gained():
     with pytest.raises(NothingToGain, match="guidance scale 1"):
         SearchSettings(1.0, 8.0)
@@ -211,7 +219,7 @@ def test_time_that_is_up_leaves_a_policy_within_the_target():
     table = table_for()
     found = search(table, [batch(table, 1)], SearchSettings(W, 8.0), seconds=1e-9)
     assert (found.losses, found.tried, found.complete) == ((), 0, False)
-    assert found.nfe == 8
+    assert found.nfe <= 8 and found.distance <= 1.0
 
 
 def test_progress_only_grows_and_stays_within_what_was_announced():
