@@ -22,7 +22,9 @@ _EXAMPLES = """\b
 Try:
   fewstep sample "a red circle above a blue square"
   fewstep table --solver unipc-3 --steps 8
+  fewstep sample "a green star" --guidance adaptive
   fewstep calibrate --target-nfe 15 -o policy.safetensors
+  fewstep search --steps 20 --target-nfe 26 -o searched.safetensors
   fewstep inspect outputs/*.png
 
 \b

@@ -81,7 +81,7 @@ def search(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Learn which steps of a run need guidance, and write that policy to a file."""
+    """Search which steps need guidance."""
     from .how import choose
     from .model_ref import find_model
     from .settings import Settings

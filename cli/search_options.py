@@ -33,14 +33,15 @@ _held_out = option(
     "--held-out",
     metavar="N",
     parser=whole,
-    help="So many other prompts to measure the result on; 0 for none. Of prompts that are given, the last quarter.",
+    help="So many other prompts to measure the result on; 0 for none. Of prompts that are given, the last quarter. "
+    "[default: 32]",
 )
 _target_nfe = option(
     HOW,
     "--target-nfe",
     metavar="N",
     parser=real,
-    help="At most so many network evaluations an image. [default: 1.3 for every evaluation without guidance]",
+    help="At most so many network evaluations an image. [default: 1.3 times what the run takes without guidance]",
 )
 _strengths = option(
     HOW,
@@ -50,11 +51,17 @@ _strengths = option(
     help="Guidance scales that a guided step may have. [default: the guidance scale alone]",
 )
 _minutes = option(_LEARN, "--minutes", metavar="M", parser=real, help="Stop after so long, interrupted parts included.")
-_iterations = option(_LEARN, "--iterations", metavar="N", parser=whole, help="Of the gradient descent.")
-_rate = option(_LEARN, "--rate", metavar="R", parser=real, help="The size of its steps.")
-_cost_weight = option(_LEARN, "--cost-weight", metavar="C", parser=real, help="Of evaluations above the target.")
+_iterations = option(_LEARN, "--iterations", metavar="N", parser=whole, help="Iterations of the gradient descent.")
+_rate = option(_LEARN, "--rate", metavar="R", parser=real, help="The size of a step of the descent.")
+_cost_weight = option(
+    _LEARN, "--cost-weight", metavar="C", parser=real, help="Weight of an evaluation above the target in the loss."
+)
 _temperature = option(
-    _LEARN, "--temperature", metavar="FIRST,LAST", parser=_numbers, help="Of the softmax, at both ends of the descent."
+    _LEARN,
+    "--temperature",
+    metavar="FIRST,LAST",
+    parser=_numbers,
+    help="Of the softmax, at both ends of the descent. [default: 1,1]",
 )
 _gumbel = option(_LEARN, "--gumbel/--no-gumbel", shown=False, help="Draw Gumbel noise for the softmax.")
 _changes = option(_LEARN, "--changes", metavar="N", parser=whole, help="Try at most so many single changes afterwards.")
