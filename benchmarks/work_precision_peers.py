@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..guidance.cfg import CFG
 from ..samplers import DPMpp2M, Level, Levels, Outputs, Table, advance, start, trace
 from .overhead_peers import PEER, STABLE_DIFFUSION
 from .work_precision_methods import FLOW_SHIFTS, Method, Sample
@@ -30,15 +31,18 @@ def run_peer(problem: Problem, budget: int, *, build: Callable[[], Any], flow_si
         for t in scheduler.timesteps:
             fed = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
             outputs = network(fed, problem.schedule.level(float(t)), branches)
-            out = outputs[0] if problem.guidance is None else guided(outputs, problem.guidance.scale)
+            out = guided(outputs, problem.guidance)
             latents = scheduler.step(out, t, latents, return_dict=False)[0]
         parts.append(latents)
     return Sample(torch.cat(parts), budget, ticks, ticks * len(branches))
 
 
-def guided(outputs: tuple[Tensor, ...], scale: float) -> Tensor:
-    """What pipelines do with (uncond, cond)."""
-    uncond, cond = outputs
+def guided(outputs: tuple[Tensor, ...], guidance: CFG | None) -> Tensor:
+    """What pipelines do with (uncond, cond), or (cond,) without guidance."""
+    if guidance is None:
+        return outputs[0]
+    (uncond, cond), scale = outputs, guidance.scale
+    assert isinstance(scale, float)
     return uncond + scale * (cond - uncond)
 
 
@@ -151,6 +155,6 @@ def _run_at_labels(table: Table, problem: Problem, network: Any, x: Tensor) -> T
     state = start(table, x)
     for node in table.plan.nodes:
         outputs = network(state.x, problem.schedule.level(float(node.time)), branches)
-        out = outputs[0] if problem.guidance is None else guided(outputs, problem.guidance.scale)
+        out = guided(outputs, problem.guidance)
         state = advance(table, state, Outputs(state.x, node, (out,), problem.parametrisation))
     return state.x
