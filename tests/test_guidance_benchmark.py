@@ -141,6 +141,7 @@ def test_goals_need_both_the_saving_and_the_interval():
     assert guidance_report.verdicts(lines[2:], {"searched": "s"}) == []
 
 
+@pytest.mark.slow
 def test_the_benchmark_resumes_and_writes_its_page_and_plots(backbone, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(guidance, "load_backbone", lambda _: backbone)
     names = ["cfg", "first-5", "first-7", "ag-0.99"]
