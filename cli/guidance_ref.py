@@ -99,13 +99,19 @@ def find_file(location: str) -> GuidanceRef:
         marks = head["__metadata__"]
         if marks["format"] != _FORMAT:
             raise KeyError("format")
-        scale = json.loads(marks["made_for"])["scale"]
-        if not (scale is None or isinstance(scale, float)):
-            raise TypeError("scale")
-        return GuidanceRef(path.name, _digest(head, data), scale, location)
+        return GuidanceRef(path.name, _digest(head, data), _scale_of(marks), location)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         raise ConfigError(f"--guidance {path.name!r} is no policy: expected a file of fewstep calibrate or fewstep "
                           "search") from None  # fmt: skip
+
+
+def _scale_of(marks: dict[str, str]) -> float | None:
+    """The scale that a file was made with, else its policy's own; several, one per step, are none that is known."""
+    made_with, own = (json.loads(marks[key]).get("scale") for key in ("made_for", "policy"))
+    scale = own if made_with is None and not isinstance(own, list) else made_with
+    if isinstance(scale, bool) or not (scale is None or isinstance(scale, int | float)):
+        raise TypeError("scale")
+    return None if scale is None else float(scale)
 
 
 def _digest(head: dict[str, Any], data: bytes) -> str:
@@ -140,6 +146,9 @@ def guiding(settings: Settings, how: Table | AdaptiveDPM, parametrisation: str) 
         scale = ref.scale if settings.guidance_scale is None else settings.guidance_scale
         scale = settings.model.default_scale if scale is None else scale
         _check_range(policy, where)
+        if isinstance(getattr(policy, "scale", None), tuple):
+            raise ConfigError("this policy has a guidance scale for every step, and a run has one here: use "
+                              "fewstep.sample(..., guidance=FILE)")  # fmt: skip
         if hasattr(policy, "scale"):
             policy = with_scale(policy, scale)
         check(policy, made_for, _here(settings, how, parametrisation), where)

@@ -46,9 +46,9 @@ def _frozen(samples: Samples) -> tuple[list[Candidate], int]:
     """DeltaReuse, by its guided steps; the default is half of them."""
     of_step = samples.ticks_of_step
     steps = len(of_step)
-    parts = [stop_of(k, steps) for k in range(1, steps)] or [1.0]
-    found = [Candidate(float(samples.ticks + of_step[: max(1, int(p * steps))].sum()),
-                       lambda p=p: DeltaReuse(samples.scale, stop=p)) for p in parts]  # fmt: skip
+    found = [Candidate(float(samples.ticks + of_step[:guided].sum()),
+                       lambda guided=guided: DeltaReuse(samples.scale, stop=guided / steps))
+             for guided in range(1, max(steps, 2))]  # fmt: skip
     return found, max(0, steps // 2 - 1)
 
 
@@ -93,12 +93,6 @@ def _thresholds(samples: Samples, goal: Goal, gamma: Tensor) -> tuple[list[Candi
         wanted = [DEFAULT_THRESHOLD]
     return [Candidate(float(nfe_at(t, gamma, samples.ticks_of_step).mean()), lambda t=t: AdaptiveGuidance(
         threshold=t, scale=samples.scale, space=samples.space)) for t in wanted], 0  # fmt: skip
-
-
-def stop_of(guided: int, steps: int) -> float:
-    """`stop` of a policy that guides the first `guided` of `steps` steps, so that int(stop steps) is that."""
-    stop = guided / steps
-    return stop if int(stop * steps) == guided else (guided + 0.5) / steps
 
 
 def nfe_at(threshold: float, gamma: Tensor, ticks_of_step: Tensor) -> Tensor:

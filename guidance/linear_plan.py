@@ -23,6 +23,7 @@ from .delta_reuse import DeltaReuse
 from .linear import Kind, LinearAG
 from .linear_fit import Batch, Inner, LinearFit, Recorder, record, regressors, residual, solved
 from .scale import Scale, check_scales
+from .steps import whole_steps
 
 
 class Recorded(NamedTuple):
@@ -119,7 +120,7 @@ def fit_gains(recorded: Recorded, stop: float) -> DeltaReuse:
     g = sum_t <c_t - u_t, delta> / sum_t |delta|^2 over the ticks t of a step; 1 for the guided steps, which use none.
     """
     steps = recorded.step[-1] + 1
-    kept = max(i for i, step in enumerate(recorded.step) if step < max(1, int(stop * steps)))
+    kept = max(i for i, step in enumerate(recorded.step) if step < max(1, whole_steps(stop, steps)))
     products, sizes = [0.0] * steps, [0.0] * steps
     for t in range(kept + 1, len(recorded.step)):
         names, G, _ = recorded.inner[t]

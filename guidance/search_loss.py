@@ -139,8 +139,11 @@ class Relaxation:
 
 
 def distance_of(found: Tensor, wanted: Tensor) -> Tensor:
-    """D: the Euclidean distance of every image, summed over the batch, 0-d float64."""
-    return (found.double() - wanted).flatten(1).norm(dim=1).sum()
+    """D: the Euclidean distance of every image, summed over the batch, 0-d float64.
+
+    wanted: on any device; a checkpoint's is on the CPU.
+    """
+    return (found.double() - wanted.to(found.device)).flatten(1).norm(dim=1).sum()
 
 
 def discrete(

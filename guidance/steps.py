@@ -21,5 +21,10 @@ def steps_of(run: Run) -> int:
 
 
 def steps_within(part: float, run: Run) -> int:
-    """int(part n) of n steps, where 0.29 of 100 are 29, whose product is 28.99... in float64."""
-    return int(part * steps_of(run) + 1e-9)
+    """`whole_steps` of the steps of a run."""
+    return whole_steps(part, steps_of(run))
+
+
+def whole_steps(part: float, steps: int) -> int:
+    """int(part n) of n steps, where 0.29 of 100 are 29, whose product is 28.99... in float64; k / n of n are k."""
+    return int(part * steps + 1e-9)

@@ -62,7 +62,7 @@ def lower(table: Table, parametrisation: Parametrisation, guidance: Policy | Non
     """Errors: IncompatibleError for weights that are tensors, and for ticks beyond 8 registers and 4 outputs."""
     state, ticks = [0], []
     plan = table.plan
-    guided = static(guidance, Run(1, plan.nodes, plan.step, plan.stage, parametrisation))
+    guided = static(guidance, Run(1, plan.nodes, plan.step, plan.stage, parametrisation, first=first_tick))
     for i in range(first_tick, len(table)):
         row = table.row(i, len(state) - 1)
         branches, weights = known(guided, i) if row.evaluates else ((), ())

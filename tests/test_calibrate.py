@@ -10,7 +10,7 @@ import torch
 from fewstep.errors import ConfigError, NumericsError
 from fewstep.guidance.adaptive import AdaptiveGuidance
 from fewstep.guidance.calibrate import Goal, calibrate, quantiles
-from fewstep.guidance.calibrate_candidates import nfe_at, stop_of
+from fewstep.guidance.calibrate_candidates import nfe_at
 from fewstep.guidance.calibrate_runs import Bench, Nobody, Samples, apart
 from fewstep.guidance.calibrate_state import Kept
 from fewstep.guidance.delta_reuse import DeltaReuse
@@ -102,13 +102,8 @@ def test_goals_that_cannot_be(wrong):
 
 def test_frozen_differences(samples):
     found = calibrate(samples, Goal("delta-reuse", target_nfe=10))
-    assert found.policy == DeltaReuse(4.0, stop=stop_of(4, 6)) and found.measured.nfe.tolist() == [10.0] * N
+    assert found.policy == DeltaReuse(4.0, stop=4 / 6) and found.measured.nfe.tolist() == [10.0] * N
     assert calibrate(samples, Goal("delta-reuse")).measured.nfe.tolist() == [9.0] * N
-
-
-def test_the_guided_part_of_the_steps():
-    for steps in range(1, 200):
-        assert [int(stop_of(k, steps) * steps) for k in range(1, steps)] == list(range(1, steps))
 
 
 @pytest.mark.parametrize("goal", [Goal(target_nfe=9), Goal("linear"), Goal("linear", plan="alternating")],

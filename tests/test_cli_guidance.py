@@ -104,6 +104,19 @@ def test_a_file_of_calibrate(cli, model, files):
     assert "guidance   LinearAG, cfg linear" in out
 
 
+def test_a_file_of_a_policy_with_its_own_scale(cli, model):
+    """Written from Python: for any model, or with a scale that is a whole number."""
+    how = ("-m", model, "--solver", "2m", "--steps", 2)
+    for policy, made_for in ((CFG(300.0), MadeFor()), (CFG(300.0), MadeFor(scale=300)), (CFG(), MadeFor(scale=300))):
+        policy_file.save(policy, "p.safetensors", made_for)
+        assert find_guidance("p.safetensors").scale == 300.0
+        fields = made(cli, *how[1:], "--guidance", "p.safetensors")[1]
+        assert fields["guidance_scale"] == 300.0 and fields["nfe"] == 4
+    refused(cli, "which has the scale 300, were both given", *how, "--guidance", "p.safetensors", "-g", 3)
+    policy_file.save(CFG(0.5), "p.safetensors", MadeFor())
+    refused(cli, "--guidance p.safetensors: scale must be a number from 1 to 1000", *how, "--guidance", "p.safetensors")
+
+
 def test_scale_1_says_that_there_is_nothing_to_save(cli, model):
     words = ("sample", "x", "-m", model, "--steps", 3, "-g", 1, "--guidance", "adaptive")
     code, out, err = cli(*words, "--format", "json")
@@ -150,7 +163,8 @@ REFUSED = {
     "claims.safetensors": "is damaged",
     "linear": "linear belongs to one run of one model and needs a file: fewstep calibrate --policy linear -o FILE",
     "Searched": "needs a file: fewstep search -o FILE",
-    "half.safetensors": "--guidance half.safetensors: scale must be a number from 1 to 1000",
+    "half.safetensors": "which has the scale 0.5, were both given",
+    "steps.safetensors": "--guidance steps.safetensors: this policy has a guidance scale for every step",
     "quarter.safetensors": "--guidance quarter.safetensors: scale must be a number from 1 to 1000",
     "other.safetensors": "is no policy: expected a file of fewstep calibrate or fewstep search",
 }
@@ -168,6 +182,7 @@ def test_what_is_refused_before_anything_is_loaded(cli, given, monkeypatch):
     cli("table", "--steps", 2, "--save", "other.safetensors")
     policy_file.save(CFG(0.5), "half.safetensors", MadeFor())
     policy_file.save(Interval((3.0, 0.25)), "quarter.safetensors", MadeFor())
+    policy_file.save(Interval((3.0,) * 10), "steps.safetensors", MadeFor())
     code, out, err = cli("sample", "a red circle", "--guidance", given, "-g", 3, "--quiet")
     assert (code, out) == (2, "") and REFUSED[given] in err and err.count("\n") == 1 and err.startswith("error: ")
 

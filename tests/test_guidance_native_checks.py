@@ -9,6 +9,7 @@ from fewstep.guidance.cfg import CFG
 from fewstep.guidance.delta_reuse import DeltaReuse
 from fewstep.guidance.interval import Interval
 from fewstep.guidance.linear import LinearAG
+from fewstep.guidance.steps import whole_steps
 from fewstep.samplers import Memory, Policy, Statistics
 
 from .guided_problems import SCALE, run
@@ -103,6 +104,13 @@ def test_one_part_is_the_same_steps():
     rows = {run(policy, "ddim", (0,), steps=100).report.nfe
             for policy in (DeltaReuse(SCALE, stop=0.29), Interval(SCALE, stop=0.29))}  # fmt: skip
     assert rows == {129}
+
+
+def test_every_number_of_steps_has_its_part():
+    """k / n of n are k, whichever way the division rounds."""
+    for n in range(1, 400):
+        assert [whole_steps(k / n, n) for k in range(n + 1)] == list(range(n + 1))
+    assert int(1 / 49 * 49) == 0  # what it is for
 
 
 def test_a_report_holds_no_tensors():

@@ -9,11 +9,11 @@ from fewstep.errors import ConfigError
 from fewstep.guidance.cfg import CFG
 from fewstep.guidance.delta_reuse import DeltaReuse
 from fewstep.guidance.linear import kinds_alternating, kinds_leading
-from fewstep.guidance.linear_fit import fit_linear
-from fewstep.guidance.linear_plan import choose_kinds, fit_gains, fit_recorded, record_linear
+from fewstep.guidance.linear_fit import Inner, fit_linear, regressors
+from fewstep.guidance.linear_plan import Recorded, choose_kinds, fit_gains, fit_recorded, record_linear
 from fewstep.samplers import EPS, FLOW, X0, DPMpp2S, V, solve
 
-from .gaussians import SCALE, anisotropic, distance, problem
+from .gaussians import SCALE, anisotropic, distance, normal, problem
 
 STEPS = 8
 
@@ -113,6 +113,20 @@ def test_gains_of_a_frozen_difference():
     fitted, plain = (solve(table, *held(99), guidance=p).x for p in (policy, DeltaReuse(SCALE)))
     full = solve(table, *held(99), guidance=CFG(SCALE)).x
     assert distance(fitted, full) < distance(plain, full)
+
+
+def test_gains_begin_where_the_policy_freezes():
+    """0.58 of 50 steps are 29, though the product is below: delta is that of step 28, here by numbers for pictures."""
+    c, u = normal(2, 50, seed=1)
+    inner = {}
+    for t in range(1, 50):
+        names = (*regressors(t, ("cfg",) * 50), "uncond")
+        branches = (name.partition("@") for name in names)  # "cond" is this tick's, "cond@3" of tick 3
+        v = torch.stack([(c if branch == "cond" else u)[int(k or t)] for branch, _, k in branches])
+        inner[t] = Inner(names, torch.outer(v, v), 1)
+    policy = fit_gains(Recorded(inner, (1.0,) * 50, tuple(range(50)), SCALE), 0.58)
+    assert policy.gain[:29] == (1.0,) * 29
+    assert policy.gain[29:] == pytest.approx(((c - u) / (c - u)[28])[29:].tolist(), rel=1e-9)
 
 
 def test_refusals():

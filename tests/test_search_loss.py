@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.guidance.search import Pairs, SearchSettings, final_x, search
-from fewstep.guidance.search_loss import Relaxation
+from fewstep.guidance.search_loss import Relaxation, distance_of
 from fewstep.guidance.search_runs import nfe_of, relaxed, states_of, ticks_of
 from fewstep.guidance.search_stages import frozen
 from fewstep.guidance.searched import SearchedPolicy, scale_of
@@ -147,3 +147,10 @@ def test_a_discrete_run_is_that_of_the_policy():
         x = states_of(table, pairs, [scale_of(c) for c in choices])[-1].x
         assert torch.equal(x, result.x)
         assert result.report.nfe_per_image == (nfe_of(choices, ticks_of(table)),) * IMAGES
+
+
+def test_a_baseline_from_a_checkpoint_may_be_on_another_device():
+    """As that of a search on a GPU is, which is read to the CPU."""
+    x = normal(2, 4, seed=1).float()
+    assert distance_of(x.to("meta"), x.double()).device.type == "meta"
+    assert float(distance_of(x, x.double())) == 0.0
