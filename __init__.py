@@ -10,18 +10,22 @@ if TYPE_CHECKING:
     from . import errors, guidance, inverse, kernels, models, samplers
     from .guidance.attach import attach
     from .guidance.sampling import sample
+    from .inverse.restore import restore
     from .samplers import solve, trace
 
 # Public name -> the module that defines it. A new name is one line here and one above, for type checkers.
 _HOME = {
     "attach": ".guidance.attach",
+    "restore": ".inverse.restore",
     "sample": ".guidance.sampling",
     "solve": ".samplers",
     "trace": ".samplers",
 }
 _SUBMODULES = ("errors", "guidance", "inverse", "kernels", "models", "samplers")
 
-__all__ = ["attach", "errors", "guidance", "inverse", "kernels", "models", "sample", "samplers", "solve", "trace"]
+__all__ = [
+    "attach", "errors", "guidance", "inverse", "kernels", "models", "restore", "sample", "samplers", "solve", "trace",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +64,30 @@ class Backbone(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) latents to (B, 3, H, W) pixels, float32 on the CPU."""
+        ...
+
+    # What posteriors send gradients through:
+
+    @property
+    def pixel_range(self) -> float:
+        """Length of the interval that the model's own pixels fill: 2 for [-1, 1]. Published step sizes are in it."""
+        ...
+
+    def to_pixels(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) latents to (B, 3, H, W) pixels, where [0, 1] is the range of pictures; not clamped, on the
+        device and in the dtype of the latents, with gradients."""
+        ...
+
+    def to_latents(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) pixels to the mean of their latent distribution, in their dtype, with gradients."""
+        ...
+
+    def for_gradients(self, checkpoint: bool = False) -> AbstractContextManager[None]:
+        """Inside, gradients of inputs cost no more than they must: none are kept for the parameters, and an
+        autoencoder that overflows in half precision is float32. The model is as before afterwards.
+
+        checkpoint: activations are computed again in the backward pass instead of kept (less memory, more time).
+        """
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..from_config import parametrisation_from_config, schedule_from_config
 from ..levels import NoiseSchedule
 from ..prediction import Parametrisation
 from .base import UNetNetwork
+from .frozen import frozen
 from .placement import execution_device, release
 
 MAX_SIDE = 8192
@@ -87,31 +89,46 @@ class StableDiffusion:
         conditions = {"cond": {"encoder_hidden_states": cond}, "uncond": {"encoder_hidden_states": uncond}}
         return UNetNetwork(self.pipe.unet, conditions, self.schedule, self.parametrisation)
 
-    @torch.no_grad()
-    def encode_image(self, images: Tensor) -> Tensor:
+    @property
+    def pixel_range(self) -> float:
+        return 2.0
+
+    def to_latents(self, images: Tensor) -> Tensor:
         vae = self.pipe.vae
         pixels = (2.0 * images - 1.0).to(device=self.device, dtype=vae.dtype)
-        mean = vae.encode(pixels).latent_dist.mode().float()
+        mean = vae.encode(pixels).latent_dist.mode().to(images.dtype)
         shift, scale = _latent_statistics(vae, mean)
         return (mean - shift) * scale
+
+    def to_pixels(self, latents: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        shift, scale = _latent_statistics(vae, latents)
+        images = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
+        return images.to(latents.dtype) / 2.0 + 0.5
+
+    def for_gradients(self, checkpoint: bool = False) -> AbstractContextManager[None]:
+        return frozen(self.pipe, ("unet", "vae"), checkpoint, float32=("vae",))
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        return self.to_latents(images.float())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipe.vae
-        shift, scale = _latent_statistics(vae, latents)
-        raw = latents / scale + shift
         upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False) and self.family == "sdxl"
         if upcast:
             vae.to(dtype=torch.float32)
         try:
-            images = vae.decode(raw.to(vae.dtype), return_dict=False)[0]
+            images = self.to_pixels(latents.float())
         finally:
             if upcast:
                 vae.to(dtype=torch.float16)
         if getattr(self.pipe, "safety_checker", None) is not None:
-            images, _ = self.pipe.run_safety_checker(images, self.device, self.pipe.unet.dtype)
+            images, _ = self.pipe.run_safety_checker(2.0 * images - 1.0, self.device, self.pipe.unet.dtype)
+            images = images / 2.0 + 0.5
         release(self.pipe)
-        return (images.float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
+        return images.clamp(0.0, 1.0).cpu()
 
 
 def _latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:

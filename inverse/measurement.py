@@ -1,0 +1,114 @@
+"""What is known about a picture: y = A(x) + sigma_y n."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, IncompatibleError
+from ..samplers.noise import NoiseTape
+
+NOISE_TICK = 0  # of the measurement's own tape, which has nothing else on it
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """y = A(x) + sigma_y n with n ~ N(0, I).
+
+    y: (B, ...) float32 or float64, as `operator.A` gives it; pixels are in [0, 1], and so is sigma_y (papers that work
+    in [-1, 1] quote twice the number).
+    operator: has `A(x)`, and `A_adjoint(y)`, `A_dagger(y)`, `prox_l2(z, y, gamma)` if it is linear: ours, or any
+    deepinv physics.       sigma_y: 0 is allowed where a method does not divide by it.
+    Errors: ConfigError for values that cannot be; IncompatibleError for a y or an operator of another type.
+    """
+
+    y: Tensor
+    operator: Any
+    sigma_y: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.y, Tensor) or self.y.dtype not in (torch.float32, torch.float64):
+            got = self.y.dtype if isinstance(self.y, Tensor) else type(self.y).__name__
+            raise IncompatibleError(f"y must be a float32 or float64 tensor (B, ...), got {got}")
+        if self.y.dim() < 2 or not self.y.numel():
+            raise ConfigError(f"y must have the shape (B, ...) with something in it, got {tuple(self.y.shape)}")
+        if not bool(torch.isfinite(self.y).all()):
+            raise ConfigError("y holds values that are not finite: mask those entries out and set them to 0")
+        if not callable(getattr(self.operator, "A", None)):
+            raise IncompatibleError(f"{type(self.operator).__name__} is no operator: it has no method A(x)")
+        if not (isinstance(self.sigma_y, int | float) and math.isfinite(self.sigma_y) and self.sigma_y >= 0.0):
+            raise ConfigError(f"sigma_y is a standard deviation, a number from 0, got {self.sigma_y!r}")
+
+    @classmethod
+    def simulate(cls, operator: Any, x: Tensor, sigma_y: float, seeds: Sequence[int]) -> Measurement:
+        """The measurement of known pictures x (B, C, H, W); the noise of image k depends on seeds[k] alone."""
+        with torch.no_grad():
+            clean = operator.A(x)
+        y = cls(clean, operator, sigma_y)  # checked before noise is drawn
+        noise = NoiseTape(tuple(seeds)).draw(NOISE_TICK, clean)
+        return replace(y, y=y.seen(clean + sigma_y * noise))
+
+    @property
+    def batch(self) -> int:
+        return self.y.shape[0]
+
+    @property
+    def count(self) -> int:
+        """How many numbers of one image were measured."""
+        observed = self._observed()
+        return self.y[0].numel() if observed is None else int(observed.expand_as(self.y)[0].count_nonzero())
+
+    def seen(self, y: Tensor) -> Tensor:
+        """y where something was measured, 0 elsewhere."""
+        observed = self._observed()
+        return y if observed is None else torch.where(observed != 0, y, 0.0)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A(x), of y's shape, 0 where nothing was measured; with gradients."""
+        predicted = self.operator.A(x)
+        if predicted.shape != self.y.shape:
+            raise IncompatibleError(
+                f"y has the shape {tuple(self.y.shape)} and A(x) {tuple(predicted.shape)}: the operator was not made "
+                "for this measurement"
+            )
+        return self.seen(self.y - predicted)
+
+    def chi2(self, x: Tensor) -> Tensor:
+        """|y - A(x)|^2 / (m sigma_y^2) per image, [B] float64, m numbers measured; about 1 for the true picture."""
+        if self.sigma_y == 0.0:
+            return torch.full((self.batch,), math.nan, dtype=torch.float64, device=self.y.device)
+        with torch.no_grad():
+            squared = self.residual(x).double().flatten(1).square().sum(1)
+        return squared / (self.count * self.sigma_y**2)
+
+    def guess(self) -> Tensor:
+        """(B, C, H, W): a first picture; what the operator offers as `guess`, else its adjoint of y."""
+        for name in ("guess", "A_adjoint"):
+            method: Any = getattr(self.operator, name, None)
+            if callable(method):
+                with torch.no_grad():
+                    return method(self.y)
+        raise IncompatibleError(
+            f"{type(self.operator).__name__} has neither guess(y) nor A_adjoint(y), so nothing says how large the "
+            "picture is: give it guess(y), a first picture (B, C, H, W)"
+        )
+
+    def images(self, count: int) -> Measurement:
+        """The same for `count` images: one y is repeated, several must be as many."""
+        if self.batch not in (1, count):
+            raise ConfigError(
+                f"{self.batch} measurements for {count} seeds: give one seed for each, or one measurement"
+            )
+        return self if self.batch == count else replace(self, y=self.y.expand(count, *self.y.shape[1:]).contiguous())
+
+    def to(self, device: torch.device) -> Measurement:
+        return self if self.y.device == device else replace(self, y=self.y.to(device))
+
+    def _observed(self) -> Tensor | None:
+        method: Any = getattr(self.operator, "observed", None)
+        return method(self.y) if callable(method) else None

@@ -1,0 +1,179 @@
+"""What all posteriors share: a run of a table in which a measurement has its say at every tick."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, IncompatibleError, NumericsError
+from ..samplers import (
+    DDIM,
+    GRIDS,
+    Level,
+    Prediction,
+    Solver,
+    State,
+    Table,
+    advance,
+    edit,
+    initial_noise,
+    renoise,
+    start,
+    trace,
+)
+from ..samplers.noise import check_seed
+from .measurement import Measurement
+from .problem import Problem
+from .report import Restoration, RestorationReport, Tick, TickLine
+
+Init = Literal["noise", "gaussian", "inversion"]
+OnTick = Callable[[Tick], State | None]
+DETERMINISTIC = DDIM()
+LARGEST = 1e4  # root mean square of a state, in units of its noise level's, that no run in order comes near
+
+
+class Done(NamedTuple):
+    """What a posterior made of one tick.
+
+    state: at the next tick.       prediction: that led there.       residual: [B], |y - A(x)| of the picture it saw.
+    memory: what the method remembers for its next tick.
+    """
+
+    state: State
+    prediction: Prediction
+    residual: Tensor
+    memory: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior(ABC):
+    """A sampler of pictures that explain a measurement; frozen hyper-parameters, nothing else.
+
+    steps, solver, grid: the run (see samplers.trace and GRIDS).
+    guidance_scale: 1 evaluates the prompt's branch alone; another number also the one of the empty prompt.
+    init: where the run begins. "noise": the first guess of the picture (Measurement.guess), encoded, with as much noise
+    as belongs to the first level; "gaussian": noise alone; "inversion": the same guess, taken up the levels by the
+    deterministic first-order rule, one evaluation a step.
+    """
+
+    steps: int
+    solver: Solver = DETERMINISTIC
+    grid: str = "time"
+    guidance_scale: float = 1.0
+    init: Init = "noise"
+
+    step_size: ClassVar[str]  # the field to lower where a run diverges
+
+    def __post_init__(self) -> None:
+        if self.init not in get_args(Init):
+            raise ConfigError(f"init {self.init!r} does not exist: expected {', '.join(get_args(Init))}")
+        if self.grid not in GRIDS:
+            raise ConfigError(f"grid {self.grid!r} does not exist: expected {', '.join(GRIDS)}")
+
+    @abstractmethod
+    def tick(self, problem: Problem, state: State, memory: Any) -> Done:
+        """One tick: evaluate at state.x, heed the measurement, advance."""
+
+    def begin(self, problem: Problem) -> Any:
+        """What the method remembers at its first tick; refuses what it cannot work with."""
+        return None
+
+    def __call__(
+        self,
+        backbone: Any,
+        measurement: Measurement,
+        *,
+        prompt: str | Sequence[str] = "",
+        seeds: Sequence[int] = (0,),
+        on_tick: OnTick | None = None,
+    ) -> Restoration:
+        """Restore: one picture per seed.
+
+        backbone: see samplers.backbones.Backbone.       measurement: one for all seeds, or one per seed.
+        prompt: one for all, or one per seed.       on_tick: told of every tick; may return another State for it.
+        Errors: ConfigError for numbers that do not fit; IncompatibleError for a backbone without gradients, or one
+        that the method cannot use; NumericsError, with the step, where a run diverges.
+        """
+        if not hasattr(backbone, "to_pixels"):
+            raise IncompatibleError(f"{type(backbone).__name__} has no to_pixels and to_latents: restoring needs a "
+                                    "DifferentiableBackbone (samplers.backbones.backbone_of(pipe))")  # fmt: skip
+        clock = time.perf_counter()
+        with backbone.for_gradients(), torch.no_grad():
+            problem, guess = self._pose(backbone, measurement, prompt, seeds)
+            report = RestorationReport(self, problem.measurement.batch, problem.ledger)
+            state = start(problem.table, self._first(problem, guess, seeds))
+            state = self._run(problem, state, report, on_tick)
+            x = problem.to_pixels(state.x)
+            x = x.clamp(0.0, 1.0) if problem.pixel_range == 2.0 else x
+            report.chi2 = tuple(problem.measurement.chi2(x).tolist())
+        report.seconds = time.perf_counter() - clock
+        return Restoration(x.cpu(), report)
+
+    def _pose(
+        self, backbone: Any, measurement: Measurement, prompt: str | Sequence[str], seeds: Sequence[int]
+    ) -> tuple[Problem, Tensor]:
+        seeds = tuple(check_seed(seed) for seed in seeds)
+        if not seeds:
+            raise ConfigError("there is no seed: give one per picture, such as seeds=(0,)")
+        prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(seeds):
+            raise ConfigError(f"{len(prompts)} prompts for {len(seeds)} seeds: give one for all, or one per seed")
+        measurement = measurement.to(backbone.device).images(len(seeds))
+        guess = measurement.guess()
+        height, width = guess.shape[-2:]
+        network = backbone.encode(prompts, None, height=height, width=width)
+        table = trace(self.solver, GRIDS[self.grid](backbone.schedule, self.steps), backbone.schedule)
+        return Problem(backbone, measurement, network, table, seeds, self.guidance_scale), guess
+
+    def _first(self, problem: Problem, guess: Tensor, seeds: Sequence[int]) -> Tensor:
+        """x at the first level."""
+        level, dtype = problem.level(0), problem.measurement.y.dtype
+        shape = problem.backbone.latent_shape(*guess.shape[-2:])
+        noise = initial_noise(tuple(seeds), shape).to(guess.device, dtype)
+        if self.init == "gaussian":
+            return noise if problem.backbone.schedule.noisiest.sigma <= 1.0 else noise * float(level.sigma)
+        pixels = guess.clamp(0.0, 1.0) if problem.pixel_range == 2.0 else guess
+        z = problem.to_latents(pixels)
+        return renoise(z, noise, level) if self.init == "noise" else _inverted(problem, z)
+
+    def _run(self, problem: Problem, state: State, report: RestorationReport, on_tick: OnTick | None) -> State:
+        memory, ticks = self.begin(problem), len(problem.table)
+        for i in range(ticks):
+            clock, level = time.perf_counter(), problem.level(i)
+            done = self.tick(problem, state, memory)
+            state, memory, residual = done.state, done.memory, done.residual.double().cpu()
+            self._check(problem, state, residual, i)
+            report.ticks.append(TickLine(i, level, tuple(residual.tolist()), 1e3 * (time.perf_counter() - clock)))
+            if on_tick is not None:
+                changed = on_tick(Tick(i, ticks, level, residual, state, done.prediction))
+                state = state if changed is None else edit(problem.table, state, changed.x)
+        return state
+
+    def _check(self, problem: Problem, state: State, residual: Tensor, i: int) -> None:
+        """NumericsError where an image has left every reasonable range, NaN included."""
+        target = problem.table.plan.targets[i]
+        size = state.x.flatten(1).square().mean(1).sqrt() / max(1.0, float(target.sigma))
+        sound = (size.cpu() < LARGEST) & torch.isfinite(residual)
+        if not bool(sound.all()):
+            name, k = type(self).__name__, int((~sound).nonzero()[0])
+            value = getattr(self, self.step_size)
+            raise NumericsError(
+                f"{name} diverged at step {problem.table.plan.step[i] + 1} of {self.steps} (time {float(target.time):g}"
+                f", image {k}): lower {self.step_size}, which is {value}, or take more steps"
+            )
+
+
+def _inverted(problem: Problem, z: Tensor) -> Tensor:
+    """z at sigma = 0 taken up the run's levels: DDIM's rule backwards (Song et al. 2020, arXiv:2010.02502, 4.3)."""
+    nodes: tuple[Level, ...] = tuple(dict.fromkeys((*problem.table.plan.nodes, problem.table.plan.targets[-1])))
+    upward: Table = trace(DETERMINISTIC, tuple(reversed(nodes)), problem.backbone.schedule)
+    state = start(upward, z)
+    for i in range(len(upward)):
+        state = advance(upward, state, problem.predict(state.x, upward.plan.nodes[i]))
+    return state.x

@@ -1,0 +1,87 @@
+"""One restoration, posed: the model, the measurement, the table of the run, and the counted ways through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers import Level, Network, NoiseTape, Outputs, Prediction, State, Table, advance, predict
+from .measurement import Measurement
+from .report import Ledger
+
+INNER = 1 << 20  # ticks of the tape from here on are the methods' own; below are the solver's
+
+
+class Evaluation:
+    """The network's prediction at one state, detached, and the way back from it to that state."""
+
+    def __init__(self, z: Tensor, with_graph: Prediction) -> None:
+        self._z, self._graph = z, with_graph
+        self.prediction = Prediction(with_graph.x0.detach(), with_graph.eps.detach())
+
+    def pull(self, x0: Tensor | None = None, eps: Tensor | None = None, *, keep: bool = False) -> Tensor:
+        """J^T of cotangents: the gradient in z of <x0, x0(z)> + <eps, eps(z)>. Frees the graph unless `keep`."""
+        pairs = [(p, c) for p, c in zip(self._graph, (x0, eps), strict=True) if c is not None]
+        outputs, cotangents = zip(*pairs, strict=True)
+        (gradient,) = torch.autograd.grad(outputs, self._z, cotangents, retain_graph=keep)
+        return gradient
+
+
+class Problem:
+    """What does not change during a run.
+
+    backbone: a Backbone.       measurement: of as many images as there are seeds.
+    network: conditioned on the prompts.      scale: of guidance; 1 evaluates the conditional branch alone.
+    """
+
+    def __init__(
+        self, backbone: Any, measurement: Measurement, network: Network, table: Table, seeds: tuple[int, ...],
+        scale: float,
+    ) -> None:  # fmt: skip
+        self.backbone, self.measurement, self.network, self.table = backbone, measurement, network, table
+        self.scale = scale
+        self.ledger = Ledger()
+        self.tape = NoiseTape(seeds)
+
+    @property
+    def pixel_range(self) -> float:
+        return self.backbone.pixel_range
+
+    def level(self, i: int) -> Level:
+        return self.table.plan.nodes[i]
+
+    def predict(self, z: Tensor, level: Level, network: Network | None = None) -> Prediction:
+        """The guided prediction at z (B, ...), with a graph where gradients are on."""
+        network = self.network if network is None else network
+        branches = ("cond",) if self.scale == 1.0 else ("cond", "uncond")
+        outputs = [self.ledger.watch("", out) for out in network(z, level, branches)]
+        outputs = [out.to(z.dtype) for out in outputs]
+        out = outputs[0] if len(outputs) == 1 else outputs[1] + self.scale * (outputs[0] - outputs[1])
+        return predict(network.parametrisation, level, z, out)
+
+    def evaluate(self, z: Tensor, level: Level) -> Evaluation:
+        """The prediction at z, and gradients back to it."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            return Evaluation(z, self.predict(z, level))
+
+    def to_pixels(self, z0: Tensor) -> Tensor:
+        """Decoded pixels, counted, with gradients where they are on."""
+        return self.ledger.watch("decoder_", self.backbone.to_pixels(z0))
+
+    def to_latents(self, x: Tensor) -> Tensor:
+        """Encoded pixels, counted, with gradients where they are on."""
+        return self.ledger.watch("encoder_", self.backbone.to_latents(x))
+
+    def normal(self, i: int, k: int, like: Tensor) -> Tensor:
+        """Noise of the method's own for iteration k at tick i: of each image's seed, whatever its batch."""
+        return self.tape.draw(INNER + 4096 * i + k, like)
+
+    def advance(self, state: State, prediction: Prediction | Outputs) -> State:
+        """The solver's tick, with its noise if it draws any."""
+        i = state.tick
+        s, t = self.table.plan.nodes[i], self.table.plan.targets[i]
+        noise = self.tape.normal(i, s, t, state.x) if self.table.noisy[i] else None
+        return advance(self.table, state, prediction, noise)
