@@ -46,10 +46,9 @@ def prox(measurement: Measurement, x: Tensor, gamma: float | Tensor) -> Tensor:
 
     gamma: > 0; a tensor [B] for one per image.       Errors: ConfigError where the operator is not linear.
     """
-    own = getattr(measurement.operator, "prox_l2", None)
     with torch.no_grad():
-        if callable(own):
-            return own(x, measurement.y, gamma)
+        if hasattr(measurement.operator, "prox_l2"):
+            return measurement.operator.prox_l2(x, measurement.y, gamma)
         from .operators.solve import prox_by_cg
 
         return prox_by_cg(measurement.operator, x, measurement.y, gamma)

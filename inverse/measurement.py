@@ -89,10 +89,9 @@ class Measurement:
     def guess(self) -> Tensor:
         """(B, C, H, W): a first picture; what the operator offers as `guess`, else its adjoint of y."""
         for name in ("guess", "A_adjoint"):
-            method: Any = getattr(self.operator, name, None)
-            if callable(method):
+            if hasattr(self.operator, name):
                 with torch.no_grad():
-                    return method(self.y)
+                    return getattr(self.operator, name)(self.y)
         raise IncompatibleError(
             f"{type(self.operator).__name__} has neither guess(y) nor A_adjoint(y), so nothing says how large the "
             "picture is: give it guess(y), a first picture (B, C, H, W)"
@@ -110,5 +109,4 @@ class Measurement:
         return self if self.y.device == device else replace(self, y=self.y.to(device))
 
     def _observed(self) -> Tensor | None:
-        method: Any = getattr(self.operator, "observed", None)
-        return method(self.y) if callable(method) else None
+        return self.operator.observed(self.y) if hasattr(self.operator, "observed") else None
