@@ -1,0 +1,125 @@
+"""Posteriors by name, as the command line takes them: "stsl", "stsl:K=2,zeta=0.2". Names alone need no torch."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from .posterior import Posterior
+
+# Name -> module, class, and one line for people.
+METHODS: dict[str, tuple[str, str, str]] = {
+    "stsl": ("stsl", "STSL", "50 steps, each with K steps along the data loss and a second-order term"),
+    "ldps": ("ldps", "LDPS", "one step along the data loss at each of 1,000 steps"),
+    "psld": ("psld", "PSLD", "LDPS that also asks for latents which the autoencoder leaves as they are"),
+    "p2l": ("p2l", "P2L", "LDPS that also tunes the prompt's embedding, and projects now and then"),
+    "dps": ("dps", "DPS", "diffusion posterior sampling in pixels"),
+    "pigdm": ("pigdm", "PiGDM", "in pixels: guidance by the pseudo-inverse, for linear operators"),
+    "tmpd": ("tmpd", "TMPD", "in pixels: PiGDM with the covariance that the network itself implies"),
+}
+# What operators.named.OPERATORS has, for help pages and completion.
+OPERATOR_NAMES = (
+    "inpaint-box", "inpaint-random", "mask", "sr", "blur-gaussian", "blur-motion", "blur-kernel", "denoise", "jpeg",
+)  # fmt: skip
+ALIASES = {"pi-gdm": "pigdm", "pgdm": "pigdm", "latent-dps": "ldps"}
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def canonical(text: str) -> str:
+    """ "name:key=value,..." with our name and without spaces; keys and values are not looked at.
+
+    Errors: ConfigError for a name that is unknown.
+    """
+    name, _, options = text.partition(":")
+    key = name.strip().lower().replace("_", "-").replace(" ", "-")
+    key = ALIASES.get(key, key)
+    if key not in METHODS:
+        close = difflib.get_close_matches(key, (*METHODS, *ALIASES), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        raise ConfigError(f"unknown method {text.strip()!r}: {hint} {', '.join(METHODS)}")
+    parts = [part.strip() for part in options.split(",")] if options.strip() else []
+    pairs = ("=".join(piece.strip() for piece in part.split("=", 1)) for part in parts)
+    return ":".join((key, ",".join(pairs))) if parts else key
+
+
+def method_class(name: str) -> type[Posterior]:
+    """The class of a name of METHODS."""
+    module, cls, _ = METHODS[name]
+    return getattr(import_module(f".{module}", __package__), cls)
+
+
+def method_of(text: str) -> Posterior:
+    """The posterior that "name:key=value,..." writes; a key is a field of its class, `solver` takes a solver's name.
+
+    Errors: ConfigError for an unknown name or key and for a value that cannot be.
+    """
+    from ..samplers.solver_config import parse_all, solver_of
+
+    name, _, options = canonical(text).partition(":")
+    cls = method_class(name)
+    hints = get_type_hints(cls)
+    types: dict[str, Any] = {f.name: str if f.name == "solver" else hints[f.name] for f in fields(cls)}
+    _check_keys(options, name, list(types))
+    values = parse_all(options, types, f"method {name}")
+    if "solver" in values:
+        values["solver"] = solver_of(values["solver"])
+    return cls(**values)
+
+
+def fields_of(method: Posterior) -> dict[str, Any]:
+    """The hyper-parameters as JSON has them: numbers, texts, and of a solver its name as `method_of` reads it.
+
+    Errors: ConfigError for a solver or a value that has no such text.
+    """
+    found = {}
+    for f in fields(method):
+        value = getattr(method, f.name)
+        if f.name == "solver":
+            value = _solver_text(value)
+        elif not isinstance(value, _PLAIN):
+            raise ConfigError(f"{f.name} of {type(method).__name__} cannot be written as text: {value!r}")
+        found[f.name] = value
+    return found
+
+
+def written(name: str, values: dict[str, Any]) -> str:
+    """The text that `method_of` reads: of a name and what `fields_of` gave."""
+    options = ",".join(f"{key}={_text(value)}" for key, value in values.items())
+    return f"{name}:{options}" if options else name
+
+
+def _text(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else repr(value)
+
+
+def _solver_text(solver: Any) -> str:
+    """The shortest text of a solver: its name here, with the hyper-parameters that are not that name's."""
+    from ..samplers import SOLVERS
+    from ..samplers.solver_config import solver_config
+
+    named = next((name for name, make in SOLVERS.items() if make() == solver), None)
+    if named is not None:
+        return named
+    config = solver_config(solver)
+    changed = {key: value for key, value in config.items() if key != "name" and getattr(type(solver)(), key) != value}
+    if len(changed) > 1 or not all(isinstance(value, _PLAIN) for value in changed.values()):
+        raise ConfigError(f"{solver!r} cannot be written as one key=value: use a solver with a name of its own")
+    return config["name"] + "".join(f":{key}={_text(value)}" for key, value in changed.items())
+
+
+def _check_keys(options: str, name: str, known: list[str]) -> None:
+    """ConfigError for a key that there is not, with the nearest."""
+    for part in options.split(",") if options.strip() else []:
+        key = part.partition("=")[0].strip()
+        if "=" in part and key not in known:
+            close = difflib.get_close_matches(key.lower(), [*known, *map(str.lower, known)], n=1, cutoff=0.5)
+            meant = next((k for k in known if close and k.lower() == close[0].lower()), None)
+            hint = f"did you mean {meant}? " if meant else ""
+            raise ConfigError(f"method {name} has no key {key!r}: {hint}it has {', '.join(known)}")
