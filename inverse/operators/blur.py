@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from .base import check_choice, check_images, check_whole, constant
+from .base import check_choice, check_fraction, check_images, check_whole, constant
 from .separable import Axis, Separable, decomposed
 
 Padding = Literal["reflect", "circular"]
@@ -38,8 +38,8 @@ class GaussianBlur(Separable):
     rcond: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.std is not None and not (not isinstance(self.std, bool) and math.isfinite(self.std) and self.std > 0):
-            raise ConfigError(f"std must be a number of pixels above 0, got {self.std!r}")
+        if self.std is not None:
+            check_fraction(self.std, "std, in pixels,", 1e-3, 1e4)
         check_size(self.size)
         check_choice(self.padding, "padding", PADDINGS)
         check_rcond(self.rcond)

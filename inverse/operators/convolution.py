@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -39,15 +40,19 @@ class Convolution:
         if self.padding == "circular":
             return _filtered(x, k.values)
         padded = torch.nn.functional.pad(x, (k.across, k.across, k.down, k.down), mode="reflect")
-        return _filtered(padded, k.values)[..., 2 * k.down :, 2 * k.across :]
+        padded = torch.nn.functional.pad(padded, (0, k.right, 0, k.below))
+        seen = _filtered(padded, k.values)
+        return seen[..., 2 * k.down : 2 * k.down + x.shape[-2], 2 * k.across : 2 * k.across + x.shape[-1]]
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         check_images(y, "y")
         k = _transfer(self, y.shape[-2], y.shape[-1], y.dtype, y.device)
         if self.padding == "circular":
             return _filtered(y, k.values.conj())
-        padded = torch.nn.functional.pad(y, (2 * k.across, 0, 2 * k.down, 0))
-        return _folded(_folded(_filtered(padded, k.values.conj()), k.down, -2), k.across, -1)
+        padded = torch.nn.functional.pad(y, (2 * k.across, k.right, 2 * k.down, k.below))
+        spread = _filtered(padded, k.values.conj())
+        spread = spread[..., : y.shape[-2] + 2 * k.down, : y.shape[-1] + 2 * k.across]
+        return _folded(_folded(spread, k.down, -2), k.across, -1)
 
     def A_dagger(self, y: Tensor) -> Tensor:
         check_images(y, "y")
@@ -114,14 +119,17 @@ def checked_kernel(kernel: Tensor) -> Tensor:
         raise ConfigError(f"a kernel must have odd sides, so that it has a centre, got {h}x{w}: add a row or column of "
                           "zeros")  # fmt: skip
     total, size = float(k.sum()), float(k.abs().sum())
-    if abs(total) <= 1e-6 * size or size == 0.0:
+    if abs(total) <= 1e-6 * size or not math.isfinite(size):
         raise ConfigError(f"the kernel sums to {total:g}, so it cannot be scaled to keep the brightness: expected one "
-                          "whose sum is not 0")  # fmt: skip
+                          "whose sum is finite and not 0")  # fmt: skip
     return constant(lambda: k / total)
 
 
 class _Transfer:
-    """The kernel's transform, of the size that it is applied in, and half its height and width."""
+    """The kernel's transform, of the size that it is applied in.
+
+    down, across: half the kernel's height and width.       below, right: zeros that make the sizes fast to transform.
+    """
 
     def __init__(self, blur: Convolution, height: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         k = blur.kernel_for(height, width)
@@ -129,18 +137,30 @@ class _Transfer:
             raise ConfigError(f"the kernel of {k.shape[0]}x{k.shape[1]} pixels is larger than the picture of {height}x"
                               f"{width}: take a smaller kernel, or a larger picture")  # fmt: skip
         self.down, self.across = k.shape[0] // 2, k.shape[1] // 2
+        self.below = self.right = 0
         if blur.padding == "circular":
             field = torch.zeros(height, width, dtype=torch.float64)
             field[: k.shape[0], : k.shape[1]] = k
             field = field.roll((-self.down, -self.across), (0, 1))
         else:  # the kernel begins at 0: outputs from 2 half on have seen no other edge
-            field = torch.zeros(height + 2 * self.down, width + 2 * self.across, dtype=torch.float64)
+            tall, wide = height + 2 * self.down, width + 2 * self.across
+            self.below, self.right = _fast(tall) - tall, _fast(wide) - wide
+            field = torch.zeros(tall + self.below, wide + self.right, dtype=torch.float64)
             field[: k.shape[0], : k.shape[1]] = k
         values = torch.fft.rfft2(field)
         kept = values.abs() > blur.rcond * values.abs().max()
         inverse = torch.where(kept, 1.0 / torch.where(kept, values, 1.0), 0.0)
         wanted = torch.complex64 if dtype == torch.float32 else torch.complex128
         self.values, self.inverse = values.to(wanted).to(device), inverse.to(wanted).to(device)
+
+
+def _fast(n: int) -> int:
+    """The least number from n on without a prime factor above 5."""
+    rest = n
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return n if rest == 1 else _fast(n + 1)
 
 
 @lru_cache(maxsize=32)

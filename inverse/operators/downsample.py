@@ -45,7 +45,8 @@ class Downsample(Separable):
         if height % self.factor or width % self.factor:
             whole = [max(n - n % self.factor, self.factor) for n in (height, width)]
             raise ConfigError(f"a picture of {height}x{width} pixels cannot be divided by {self.factor}: crop or "
-                              f"resize it to multiples, such as {whole[0]}x{whole[1]}, or take another factor")  # fmt: skip
+                              f"resize it to multiples, such as {whole[0]}x{whole[1]}, or take another "
+                              "factor")  # fmt: skip
         return _axis(height, self.factor, self.filter), _axis(width, self.factor, self.filter)
 
     def shape_of(self, y: Tensor) -> tuple[int, int]:

@@ -101,11 +101,13 @@ def _numbers(path: Path) -> Tensor:
             array = np.load(path, allow_pickle=False)
         else:
             text = path.read_text(encoding="utf-8")
+            if not text.strip():
+                raise ValueError("it is empty")
             array = np.loadtxt(text.replace(",", " ").replace(";", " ").splitlines(), dtype=np.float64, ndmin=2)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"the kernel {path} cannot be read as rows of numbers: {error}") from None
-    if array.dtype.kind not in "fiub":
-        raise ConfigError(f"the kernel {path} holds {array.dtype}, expected real numbers")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise ConfigError(f"the kernel {path} is no array of real numbers")
     return torch.from_numpy(array.astype(np.float64))
 
 

@@ -123,7 +123,8 @@ class InpaintMask(Inpainting):
     """The caller says which pixels are known.
 
     mask: (H, W), (1, H, W) or (C, H, W), bool or of any dtype with nothing but 0 (missing) and 1 (known); pictures must
-    have its size. Values between are refused: a measurement that is part noise-free zero has no one sigma_y.
+    have its size. Values between are refused: a pixel that is half known has a noise of its own, and
+    sigma_y is one number.
     text: what `named.described` says, for a mask that came from a file.
     """
 
