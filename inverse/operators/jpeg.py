@@ -89,8 +89,9 @@ class JPEG:
         if self.chroma == "4:4:4":
             C = _coded(C, table)
         else:
-            C = _coded(_rounded(F.avg_pool2d(_padded(C, 2), 2)), table)
-            C = _rounded(F.interpolate(C, scale_factor=2, mode="bilinear", align_corners=False))[..., :H, :W]
+            C = _coded(_rounded(_halves_down(F.avg_pool2d(_padded(C, 2), 2), first=0, step=1 / 4)), table)
+            C = F.interpolate(C, scale_factor=2, mode="bilinear", align_corners=False)
+            C = _rounded(_halves_down(C, first=1, step=1 / 16))[..., :H, :W]
         return _mixed(torch.cat((Y, C - 128.0), 1), _TO_RGB)
 
 
@@ -132,6 +133,16 @@ def _rounded(x: Tensor) -> Tensor:
     value = x.detach()
     rounded = torch.sign(value) * torch.floor(value.abs() + (0.5 + _TIE))
     return x + (rounded - value) if x.requires_grad else rounded
+
+
+def _halves_down(x: Tensor, first: int, step: float) -> Tensor:
+    """x, of multiples of `step`, so that halves of every other column, from `first`, are rounded down.
+
+    So libjpeg does it: colour that is averaged or interpolated is not shifted as a whole.
+    """
+    shift = torch.zeros(x.shape[-1], dtype=x.dtype, device=x.device)
+    shift[first::2] = step / 2
+    return x - shift
 
 
 def _clipped(x: Tensor) -> Tensor:
