@@ -12,6 +12,8 @@ from ..errors import ConfigError, MissingDependencyError
 from . import calibrate_options as more
 from . import checks, options
 from .console import Console, emit
+from .guidance_ref import find_file
+from .own_files import writable, writing
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -54,7 +56,7 @@ class _Bar:
 def calibrate(
     prompt: options.Prompts = None,
     prompt_file: options.PromptFile = None,
-    negative_prompt: options.Negative = None,
+    negative_prompt: more.Negative = None,
     prompts: more.PromptCount = None,
     seed: options.Seed = 0,
     height: options.Height = None,
@@ -66,10 +68,10 @@ def calibrate(
     policy: more.Policy = "adaptive",
     target_nfe: more.TargetNfe = None,
     target_fidelity: more.TargetFidelity = None,
-    space: more.Space = "x0",
-    plan: more.Plan = "chosen",
+    space: more.Space = None,
+    plan: more.Plan = None,
     window: more.Window = None,
-    ridge: more.Ridge = 1e-6,
+    ridge: more.Ridge = None,
     batch_size: more.CalibrationBatch = 4,
     model: options.Model = "tiny-sd",
     variant: options.Variant = None,
@@ -93,7 +95,7 @@ def calibrate(
     how = choose(solver, schedule, steps)
     if how.schedule == "adaptive":
         raise ConfigError(f"--solver {how.solver} chooses its steps while it runs, and a calibration is of a fixed run")
-    ref, target = find_model(model, variant, revision), writable(output)
+    ref, target = find_model(model, variant, revision), target_of(output)
     told, about = prompts_for(ref, prompt, prompt_file, prompts, seed)
     settings = Settings(
         ref, told, negative_prompt, how.solver, how.schedule, how.steps, guidance_scale, seed,
@@ -104,7 +106,7 @@ def calibrate(
     with console.hushed():
         goal = _goal(policy, target_nfe, target_fidelity, plan, window, ridge, space)
         _check_target(goal, settings)
-        samples = _samples(settings, space, console)
+        samples = _samples(settings, space or "x0", console)
     for note in how.notes:
         console.note(note)
     found = _run(samples, goal, settings, about, target, console)
@@ -155,31 +157,11 @@ def training_captions(count: int, seed: int) -> tuple[str, ...]:
     return tuple(sample_scene(rng, "train").caption() for _ in range(count))
 
 
-def writable(output: str | None) -> Path:
+def target_of(output: str | None) -> Path:
     """Where ``--output`` points. ConfigError unless a policy may be written there; an older one is replaced."""
     if output is None:
         raise ConfigError("there is no file for the policy: give one, as in -o policy.safetensors")
-    path = Path(output)
-    if path.suffix.lower() != ".safetensors" or "\0" in output:
-        raise ConfigError(f"--output {output!r}: a policy is a .safetensors file; expected a name that ends so")
-    try:
-        if path.is_dir() or not path.parent.is_dir():
-            what = "it is a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
-            raise ConfigError(f"--output {output!r} cannot be written: {what}")
-        if path.exists():
-            _refuse_others(path)
-    except OSError as error:
-        raise ConfigError(f"--output {output[:80]!r} cannot be written: {error.strerror or error}") from None
-    return path
-
-
-def _refuse_others(path: Path) -> None:
-    from .guidance_ref import find_file
-
-    try:
-        find_file(str(path))
-    except ConfigError:
-        raise ConfigError(f"{path} is in the way: it is no policy; move it, or choose another --output") from None
+    return writable("--output", output, "policy", find_file)
 
 
 def plottable(plot: str) -> Path:
@@ -192,15 +174,25 @@ def plottable(plot: str) -> Path:
     return path
 
 
-def _goal(policy: str, nfe: Any, fidelity: Any, plan: str, window: Any, ridge: float, space: str) -> Goal:
+def _goal(policy: str, nfe: Any, fidelity: Any, plan: Any, window: Any, ridge: Any, space: Any) -> Goal:
+    """Options that the policy has no use for are refused, at their defaults too: whoever gives one expects something
+    of it."""
     from ..guidance.calibrate import KINDS, PLANS, Goal
     from ..guidance.named import SPACES
 
     checks.one_of("--policy", policy, KINDS)
-    checks.one_of("--plan", plan, PLANS)
-    checks.one_of("--space", space, SPACES)
+    fit = {"plan": plan, "window": window, "ridge": ridge}
+    for name, value in {**fit, "space": space}.items():
+        owner = "adaptive" if name == "space" else "linear"
+        if value is not None and policy != owner:
+            raise ConfigError(f"--{name} belongs to the policy {owner}, and the policy is {policy}: leave one of the "
+                              "two out")  # fmt: skip
+    for name, value, among in (("--plan", plan, PLANS), ("--space", space, SPACES)):
+        if value is not None:
+            checks.one_of(name, value, among)
+    given = {name: value for name, value in fit.items() if value is not None}
     try:
-        return Goal(policy, nfe, fidelity, plan, window, ridge)  # type: ignore[arg-type]
+        return Goal(policy, nfe, fidelity, **given)  # type: ignore[arg-type]
     except ConfigError as error:
         raise ConfigError(in_options(str(error))) from None
 
@@ -220,8 +212,7 @@ def _check_target(goal: Goal, settings: Settings) -> None:
 
 def in_options(text: str) -> str:
     """A message of the library in the words of the command line."""
-    for name in ("target_nfe", "target_fidelity", "plan '", "window must", "ridge must", "window belongs",
-                 "ridge belongs"):  # fmt: skip
+    for name in ("target_nfe", "target_fidelity", "window must", "ridge must"):
         text = text.replace(name, f"--{name.replace('_', '-')}")
     return text
 
@@ -246,8 +237,8 @@ def _run(samples: Samples, goal: Goal, settings: Any, about: str, target: Path, 
     try:
         with console.hushed(), console.progress(0) as bar:
             return choose_policy(
-                samples, goal, name=settings.model.name, about=about, checkpoint=checkpoint, watch=_Bar(bar),
-                on_note=console.note,
+                samples, goal, name=settings.model.name, about=about, checkpoint=checkpoint, key=settings.dtype,
+                watch=_Bar(bar), on_note=console.note,
             )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(in_options(str(error))) from None
@@ -260,10 +251,8 @@ def _write(found: Calibrated, target: Path) -> None:
     from ..guidance.policy_file import save
 
     assert found.policy is not None
-    try:
+    with writing("--output", target):
         save(found.policy, target, found.made_for)
-    except OSError as error:
-        raise ConfigError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from None
 
 
 def _how_words(solver: str | None, schedule: str | None, steps: int | None) -> list[str]:

@@ -15,6 +15,14 @@ _prompt_count = option(
     help="So many samples, each with a seed of its own. [default: the prompts given; 100 captions for an embedded "
     "model, from its training world]",
 )
+_negative = option(
+    WHAT,
+    "--negative-prompt",
+    "-n",
+    metavar="TEXT",
+    help="What the pictures should not show. A file of --policy linear then belongs to runs with a negative prompt, "
+    "and else to runs without one.",
+)
 _policy = option(
     HOW,
     "--policy",
@@ -33,7 +41,11 @@ _target_fidelity = option(
     help="Spend as few as keep the latents within E of full guidance's: relative RMS, mean over the prompts.",
 )
 _space = option(
-    HOW, "--space", metavar="NAME", among=SPACES, help=f"Where predictions are compared: {', '.join(SPACES)}."
+    HOW,
+    "--space",
+    metavar="NAME",
+    among=SPACES,
+    help=f"With --policy adaptive: where predictions are compared, {', '.join(SPACES)}. [default: x0]",
 )
 _plan = option(
     HOW,
@@ -42,7 +54,7 @@ _plan = option(
     among=("chosen", "alternating"),
     help="With --policy linear: where the unconditional prediction is evaluated. chosen: where one recorded pass says, "
     "estimated everywhere else; alternating: the paper's, every second tick at first, later none, one pass per "
-    "estimated tick.",
+    "estimated tick. [default: chosen]",
 )
 _window = option(
     HOW,
@@ -51,19 +63,22 @@ _window = option(
     parser=whole,
     help="With --policy linear: how many of the last evaluated unconditional predictions a line reads. [default: all]",
 )
-_ridge = option(HOW, "--ridge", metavar="R", parser=real, help="With --policy linear: of the regression.")
+_ridge = option(
+    HOW, "--ridge", metavar="R", parser=real, help="With --policy linear: of the regression. [default: 1e-06]"
+)
 _calibration_batch = option(HOW, "--batch-size", metavar="N", parser=whole, help="Samples computed together.")
 _policy_output = option(OUT, "--output", "-o", metavar="FILE", help="The policy, a .safetensors file.")
 _plot = option(OUT, "--plot", metavar="FILE", help="Also draw gamma along the run, a .png file. Needs matplotlib.")
 
 PromptCount = Annotated[int | None, _prompt_count]
+Negative = Annotated[str | None, _negative]
 Policy = Annotated[str, _policy]
 TargetNfe = Annotated[float | None, _target_nfe]
 TargetFidelity = Annotated[float | None, _target_fidelity]
-Space = Annotated[str, _space]
-Plan = Annotated[str, _plan]
+Space = Annotated[str | None, _space]
+Plan = Annotated[str | None, _plan]
 Window = Annotated[int | None, _window]
-Ridge = Annotated[float, _ridge]
+Ridge = Annotated[float | None, _ridge]
 CalibrationBatch = Annotated[int, _calibration_batch]
 PolicyOutput = Annotated[str | None, _policy_output]
 Plot = Annotated[str | None, _plot]

@@ -79,29 +79,30 @@ def find_guidance(text: str | None) -> GuidanceRef | None:
     return GuidanceRef(name, scale=number)
 
 
-def find_file(location: str) -> GuidanceRef:
-    """The policy file at `location`; errors as in `find_guidance`."""
+def find_file(location: str, option: str = "--guidance") -> GuidanceRef:
+    """The policy file at `location`; errors as in `find_guidance`.       option: what names it, for messages."""
+    others = f", or one of {', '.join(named.NAMES)}" if option == "--guidance" else ""
     path = Path(location)
     try:
         if not path.is_file():
             what = checks.not_a_file(location)
-            raise ConfigError(f"--guidance {location!r} {what}: expected a file of fewstep calibrate or fewstep "
-                              f"search, or one of {', '.join(named.NAMES)}")  # fmt: skip
+            raise ConfigError(f"{option} {location!r} {what}: expected a file of fewstep calibrate or fewstep "
+                              f"search{others}")  # fmt: skip
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"--guidance {path.name!r} is larger than {MAX_BYTES >> 20} MB: it is no policy")
-        head, data = read_head(path, "--guidance"), path.read_bytes()
+            raise ConfigError(f"{option} {path.name!r} is larger than {MAX_BYTES >> 20} MB: it is no policy")
+        head, data = read_head(path, option), path.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--guidance {location!r} cannot be read: {reason}") from None
+        raise ConfigError(f"{option} {location!r} cannot be read: {reason}") from None
     try:
         marks = head["__metadata__"]
         if marks["format"] != _FORMAT:
             raise KeyError("format")
         return GuidanceRef(path.name, _digest(head, data), _scale_of(marks), location)
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-        raise ConfigError(f"--guidance {path.name!r} is no policy: expected a file of fewstep calibrate or fewstep "
+        raise ConfigError(f"{option} {path.name!r} is no policy: expected a file of fewstep calibrate or fewstep "
                           "search") from None  # fmt: skip
 
 
@@ -155,6 +156,8 @@ def guiding(settings: Settings, how: Table | AdaptiveDPM, parametrisation: str) 
         nfe = _checked_run(policy, how, parametrisation)
     except FewstepError as error:
         text = str(error)
+        if text.startswith(f"{ref.name} "):  # an error of the file itself begins with its name
+            where, text = "--guidance", f"--guidance {text}"
         raise type(error)(text if text.startswith(where) else f"{where}: {text}") from None
     return Guiding(policy, made_for, scale, nfe)
 

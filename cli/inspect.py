@@ -1,43 +1,67 @@
-"""``fewstep inspect``: how a picture was made, and the command that makes it again."""
+"""``fewstep inspect``: how a picture was made, and the command that makes it again; what a policy file holds."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, IncompatibleError
 from . import checks, options, shell
-from .console import complain, emit, printable
+from .console import Console, complain, emit, printable
 
 EXAMPLES = """\b
 Examples:
   fewstep inspect outputs/3f9a1c2e-0000-seed0.png
   fewstep inspect --format json outputs/*.png
+  fewstep inspect policy.safetensors
 """
 
 
 def inspect(png: options.Pictures, format: options.Format = "human", debug: options.Debug = False) -> int:
-    """Show how pictures were made."""
-    from . import record
-
+    """Show how pictures were made, or what guidance policies are."""
     checks.one_of("--format", format, checks.FORMATS)
     failed = False
     for number, file in enumerate(png):
         try:
-            fields = read(Path(file))
-        except ConfigError as error:
+            told, lines = (_policy if file.lower().endswith(".safetensors") else _picture)(file)
+        except (ConfigError, IncompatibleError) as error:
             if len(png) == 1:
                 raise
             failed = True
             complain(str(error))
             continue
         if format == "json":
-            found = {"file": file, "record": fields, "command": shell.join(record.command(fields))}
-            emit(json.dumps(found, allow_nan=False))
-        else:
-            _print(file, fields, first=number == 0)
+            emit(json.dumps({"file": file, **told}, allow_nan=False))
+            continue
+        emit(("" if number == 0 else "\n") + f"{'file':<10} {printable(file)}")
+        for name, value in lines:
+            emit(f"{name:<10} {printable(value)}")
     return 2 if failed else 0
+
+
+Lines = Iterable[tuple[str, str]]
+
+
+def _policy(file: str) -> tuple[dict[str, Any], Lines]:
+    """(all of it, for scripts; the same in words)."""
+    with Console().hushed():
+        from . import inspect_policy
+
+        told, lines = inspect_policy.read(file)
+        return told, lines.items()
+
+
+def _picture(file: str) -> tuple[dict[str, Any], Lines]:
+    from . import record
+
+    fields = read(Path(file))
+    words = record.command(fields)
+    lines = [*describe(fields).items(), ("command", shell.shown(words))]
+    if not shell.exact(words):
+        lines.append(("note", "the command has characters that cannot be typed here: --format json has it exactly"))
+    return {"record": fields, "command": shell.join(words)}, lines
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -51,18 +75,6 @@ def read(path: Path) -> dict[str, Any]:
     if text is None:
         raise ConfigError(f"{path.name} has no fewstep metadata: not made by fewstep, or removed (--no-metadata)")
     return record.parse(text, path.name)
-
-
-def _print(file: str, fields: dict[str, Any], *, first: bool) -> None:
-    from . import record
-
-    emit(("" if first else "\n") + f"{'file':<10} {printable(file)}")
-    for name, value in describe(fields).items():
-        emit(f"{name:<10} {printable(value)}")
-    words = record.command(fields)
-    emit(f"{'command':<10} {shell.shown(words)}")
-    if not shell.exact(words):
-        emit(f"{'note':<10} the command has characters that cannot be typed here: --format json has it exactly")
 
 
 def describe(fields: dict[str, Any]) -> dict[str, str]:

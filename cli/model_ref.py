@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..models import DEFAULT_SCALE, EMBEDDED, embedded
+from .safetensors_head import head_length
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -112,12 +113,7 @@ def _check_file(path: Path) -> None:
         )
     if suffix != ".safetensors":
         raise ConfigError(f"--model {path.name!r} is no model: expected a diffusers folder or a .safetensors file")
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        opened = stream.read(1)
-    if not (2 <= length <= min(size - 8, 100 << 20) and opened == b"{"):
-        raise ConfigError(f"--model {path.name!r} is damaged: its {size:,} bytes are no .safetensors file")
+    head_length(path, "--model")
 
 
 def size_multiple(ref: ModelRef) -> int | None:

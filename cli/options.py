@@ -151,7 +151,7 @@ _format = option(TALK, "--format", metavar="NAME", among=FORMATS, help=f"Of stan
 _quiet = option(TALK, "--quiet/--no-quiet", "-q", shown=False, help="Only errors and warnings on standard error.")
 _verbose = option(TALK, "--verbose/--no-verbose", "-v", shown=False, help="Also what other libraries say.")
 _debug = option(TALK, "--debug", help="Show the traceback of an error.")
-_pictures = argument("What to read", "PNG", "Pictures made by fewstep.")
+_pictures = argument("What to read", "FILE", "Pictures made by fewstep, or files of guidance policies.")
 
 Prompts = Annotated[list[str] | None, _prompts]
 PromptFile = Annotated[str | None, _prompt_file]

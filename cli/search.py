@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import ConfigError
 from . import checks, options
 from . import search_options as more
-from .calibrate import plottable, prompts_for, writable
+from .calibrate import plottable, prompts_for, target_of
 from .console import Console, emit
+from .own_files import writing
 from .search_checks import check_numbers, check_target
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Split(NamedTuple):
 def search(
     prompt: options.Prompts = None,
     prompt_file: options.PromptFile = None,
-    negative_prompt: options.Negative = None,
+    negative_prompt: more.Negative = None,
     prompts: more.PromptCount = None,
     held_out: more.HeldOut = None,
     seed: options.Seed = 0,
@@ -91,7 +92,7 @@ def search(
     if how.schedule == "adaptive":
         raise ConfigError(f"--solver {how.solver} chooses its steps while it runs, and a search is of a fixed run")
     check_numbers(strengths, iterations, rate, cost_weight, temperature, changes, minutes)
-    ref, target = find_model(model, variant, revision), writable(output)
+    ref, target = find_model(model, variant, revision), target_of(output)
     split = split_of(ref, prompt, prompt_file, prompts, held_out, seed)
     settings = Settings(
         ref, (*split.searched, *split.held_out), negative_prompt, how.solver, how.schedule, how.steps, guidance_scale,
@@ -242,10 +243,8 @@ def _write(samples: Samples, found: Found, settings: Settings, split: Split, tar
     from ..guidance.policy_file import save
     from ..guidance.search_samples import made_for
 
-    try:
+    with writing("--output", target):
         save(found.policy, target, made_for(samples, settings.model.name, split.about))
-    except OSError as error:
-        raise ConfigError(f"--output {str(target)!r} cannot be written: {error.strerror or error}") from None
 
 
 def _report(

@@ -36,6 +36,14 @@ _held_out = option(
     help="So many other prompts to measure the result on; 0 for none. Of prompts that are given, the last quarter. "
     "[default: 32]",
 )
+_negative = option(
+    WHAT,
+    "--negative-prompt",
+    "-n",
+    metavar="TEXT",
+    help="What the pictures should not show. The file then belongs to runs with a negative prompt, and else to runs "
+    "without one.",
+)
 _target_nfe = option(
     HOW,
     "--target-nfe",
@@ -70,6 +78,7 @@ _output = option(OUT, "--output", "-o", metavar="FILE", help="The policy, a .saf
 _plot = option(OUT, "--plot", metavar="FILE", help="Also draw the choices, a .png file. Needs matplotlib.")
 
 PromptCount = Annotated[int | None, _prompt_count]
+Negative = Annotated[str | None, _negative]
 HeldOut = Annotated[int | None, _held_out]
 TargetNfe = Annotated[float | None, _target_nfe]
 Strengths = Annotated[tuple | None, _strengths]

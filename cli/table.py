@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..files import write_atomic
 from . import checks, options
 from .console import Console, emit
+from .own_files import writable, writing
 
 if TYPE_CHECKING:
     from ..samplers import Level, Table
@@ -45,7 +45,7 @@ def table(
     from .model_ref import find_model
     from .plan import counted, schedule_of, trace_of
     from .shell import shown
-    from .table_ref import digest_of
+    from .table_ref import digest_of, find_table
 
     checks.one_of("--format", format, checks.FORMATS)
     how = choose(solver, schedule, steps)
@@ -53,7 +53,7 @@ def table(
         raise ConfigError(f"--solver {how.solver} chooses its steps while it runs: there is no table to show")
     checks.strength(strength)
     ref = find_model(model, None, revision)
-    target = None if save is None else _writable(save)
+    target = None if save is None else writable("--save", save, "table", find_table)
     console = Console(quiet, verbose)
     with console.hushed():
         from ..samplers.table_file import encode
@@ -65,7 +65,8 @@ def table(
         console.note(note)
     digest = digest_of(data)
     if target is not None:
-        _write(target, data)
+        with writing("--save", target):
+            write_atomic(target, data)
         words = ["fewstep", "sample", "a prompt", *([] if model == "tiny-sd" else ["-m", model]), "--table", str(save)]
         words += [] if strength in (None, 1.0) else ["--init-image", "FILE"]
         console.note(f"{target} holds this table ({digest}): run it with {shown(words)}")
@@ -80,39 +81,6 @@ def table(
         head |= {"digest": digest} | ({} if strength is None else {"strength": strength})
         emit(json.dumps({**head, "file": None if target is None else str(target), **as_json(traced)}, allow_nan=False))
     return 0
-
-
-def _writable(save: str) -> Path:
-    """Where ``--save`` points. ConfigError unless a table may be written there."""
-    path = Path(save)
-    if path.suffix.lower() != ".safetensors" or "\0" in save:
-        raise ConfigError(f"--save {save!r}: a table is a .safetensors file; expected a name that ends so")
-    try:
-        if path.is_dir() or not path.parent.is_dir():
-            what = "it is a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
-            raise ConfigError(f"--save {save!r} cannot be written: {what}")
-        if path.exists():
-            _refuse_others(path)
-    except OSError as error:
-        raise ConfigError(f"--save {save[:80]!r} cannot be written: {error.strerror or error}") from None
-    return path
-
-
-def _refuse_others(path: Path) -> None:
-    """An old table is replaced, since that is what naming it asks for; any other file is not."""
-    from .table_ref import find_table
-
-    try:
-        find_table(str(path))
-    except ConfigError:
-        raise ConfigError(f"{path} is in the way: it is no table; move it, or choose another --save") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        write_atomic(path, data)
-    except OSError as error:
-        raise ConfigError(f"--save {str(path)!r} cannot be written: {error.strerror or error}") from None
 
 
 def as_json(table: Table) -> dict[str, Any]:

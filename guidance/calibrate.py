@@ -109,6 +109,7 @@ def calibrate(
     name: str | None = None,
     about: str = "",
     checkpoint: Path | None = None,
+    key: str = "",
     watch: Watch | None = None,
     on_note: Callable[[str], object] = lambda text: None,
 ) -> Calibrated:
@@ -116,6 +117,7 @@ def calibrate(
 
     name: of the model, for the file.       about: of the prompts, likewise.
     checkpoint: where to keep what is measured until the work is done; an interrupted call goes on from there.
+    key: what else the measurements depend on, such as the dtype of the network.
     watch: is told of progress.       on_note: is told how a checkpoint was used.
     Errors: ConfigError for a target that no candidate meets; NumericsError for latents that are not finite.
     """
@@ -129,7 +131,7 @@ def calibrate(
     check_target(goal, samples.ticks)
     kept = Kept(checkpoint, repr((samples.prompts, samples.seeds, samples.scale, samples.space, samples.negative,
                                   samples.size, samples.batch, samples.table.solver, samples.table.schedule,
-                                  samples.table.plan, made_for.weights, goal.window, goal.ridge)))  # fmt: skip
+                                  samples.table.plan, made_for.weights, goal.window, goal.ridge, key)))  # fmt: skip
     if kept.note is not None:
         on_note(kept.note)
     try:

@@ -82,7 +82,7 @@ def check(policy: Policy, made_for: MadeFor | None, here: MadeFor, name: str = "
     own = own_scale(policy)
     scale = own if here.scale is None and isinstance(own, float) else here.scale
     space = getattr(policy, "space", None) if here.space is None else here.space
-    for what in _checked(policy):
+    for what in checked(policy):
         then, now = (_value(m, what) for m in (made_for, here))
         now = {"scale": scale, "space": space}.get(what, now)
         if then is not None and now is not None and not _same(what, then, now):
@@ -93,7 +93,8 @@ def check(policy: Policy, made_for: MadeFor | None, here: MadeFor, name: str = "
                                     "what it was made for")  # fmt: skip
 
 
-def _checked(policy: Policy) -> tuple[str, ...]:
+def checked(policy: Policy) -> tuple[str, ...]:
+    """The fields of MadeFor that a run with this policy must share."""
     found = CHECKED.get(type(policy).__name__, ())
     return (*found, "steps") if isinstance(getattr(policy, "gain", None), tuple) else found
 

@@ -256,7 +256,7 @@ REFUSED = {
     "-m empty": "model_index.json",
     "-m file.txt": "is no model",
     "-m file.ckpt": "pickled",
-    "-m file.safetensors": "damaged",
+    "-m file.safetensors": "is no .safetensors file, whatever its name says",
     "-m https://example.org/x.safetensors": "does not exist",
 }
 

@@ -86,6 +86,10 @@ def test_an_interrupted_calibrate_goes_on(cli, model, monkeypatch):
     assert (code, out) == (130, "") and "the same command goes on" in err
     assert Path("p.safetensors.checkpoint").is_file()
     monkeypatch.setattr(Samples, "run", run)
+    half = Path("half.safetensors.checkpoint")
+    half.write_bytes(Path("p.safetensors.checkpoint").read_bytes())
+    _, _, err = cli(*words, "-o", "half.safetensors", "--dtype", "bfloat16")
+    assert "half.safetensors.checkpoint is of a calibration with other settings" in err
     code, out, err = cli(*words)
     assert code == 0 and out == whole and "going on where p.safetensors.checkpoint ends" in err
     assert not Path("p.safetensors.checkpoint").exists()
@@ -108,7 +112,10 @@ WRONG = {
     ("--window", 2): "--window belongs to the policy linear, and the policy is adaptive",
     ("--policy", "delta-reuse", "--ridge", 0.1): "--ridge belongs to the policy linear",
     ("--policy", "linear", "--plan", "best"): "--plan 'best' does not exist: expected one of chosen, alternating",
-    ("--plan", "alternating"): "--plan 'alternating' is one of the policy linear",
+    ("--plan", "alternating"): "--plan belongs to the policy linear, and the policy is adaptive",
+    ("--policy", "delta-reuse", "--plan", "chosen"): "--plan belongs to the policy linear",
+    ("--ridge", 1e-6): "--ridge belongs to the policy linear",
+    ("--policy", "linear", "--space", "v"): "--space belongs to the policy adaptive, and the policy is linear",
     ("--policy", "linear", "--steps", 1): "a run of 1 tick has none",
     ("--prompts", 0): "--prompts must be",
     ("--solver", "adaptive-23"): "chooses its steps while it runs",

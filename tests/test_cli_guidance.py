@@ -158,9 +158,10 @@ REFUSED = {
     ".": "unknown guidance '.'",
     "./": "is a folder",
     "": "unknown guidance ''",
-    "empty.safetensors": "is damaged: its 0 bytes are no .safetensors file",
+    "empty.safetensors": "--guidance 'empty.safetensors' is empty",
     "huge.safetensors": "is larger than 64 MB",
-    "claims.safetensors": "is damaged",
+    "claims.safetensors": "is damaged: its header has 1,073,741,824 bytes, and the file 10",
+    "text.safetensors": "is no .safetensors file, whatever its name says",
     "linear": "linear belongs to one run of one model and needs a file: fewstep calibrate --policy linear -o FILE",
     "Searched": "needs a file: fewstep search -o FILE",
     "half.safetensors": "which has the scale 0.5, were both given",
@@ -175,6 +176,7 @@ def test_what_is_refused_before_anything_is_loaded(cli, given, monkeypatch):
     """Most of it without torch; never with weights."""
     monkeypatch.setattr("fewstep.samplers.backbones.load_backbone", None)
     Path("empty.safetensors").touch()
+    Path("text.safetensors").write_text("adaptive:threshold=0.998")
     Path("claims.safetensors").write_bytes(struct.pack("<Q", 1 << 30) + b"{}")
     with Path("huge.safetensors").open("wb") as stream:  # takes no room on disk
         stream.write(struct.pack("<Q", 1 << 30) + b"{")
@@ -205,6 +207,34 @@ def test_a_file_for_something_else_is_refused(cli, model, files, monkeypatch):
     refused(cli, "without a negative prompt", *linear, "--solver", "2m", "--steps", 4, "-n", "y")
     refused(cli, "AdaptiveGuidance needs to know the steps", *ag, "--solver", "adaptive-23")
     assert cli("sample", "x", *ag, "--solver", "ddim", "--steps", 7, "-n", "y", "--dry-run")[0] == 0
+
+
+def test_inspect_says_what_a_policy_is(cli, files):
+    linear, ag = (files / f"{name}.safetensors" for name in ("linear", "ag"))
+    code, out, _ = cli("inspect", linear, ag)
+    policy, made_for = policy_file.load(ag)
+    assert code == 0 and f"policy     AdaptiveGuidance, threshold {policy.threshold:.6g}\n" in out
+    assert "scale      3\n" in out and "run        2m, 4 steps, 4 ticks from time 999 to" in out
+    assert f"model      tiny, network {made_for.weights.digest}, predicts eps" in out
+    assert "made with  guidance scale 3, no negative prompt" in out and "2 prompts of the user's, seeds 0 to 1" in out
+    assert "checked    model, prediction, scale, space\n" in out and "policy     LinearAG, cfg" in out
+    told = json.loads(cli("inspect", linear, "--format", "json")[1])
+    policy, made_for = policy_file.load(linear)
+    coefficients = {int(tick): line for tick, line in told["policy"].pop("coefficients").items()}
+    assert coefficients == policy.coefficients and told["digest"] == find_guidance(str(linear)).digest
+    assert told["policy"] == {"class": "LinearAG", "kinds": list(policy.kinds), "scale": 3.0}
+    assert told["made_for"]["levels"] == [list(level) for level in made_for.levels]
+    largest = max(coefficients[1], key=lambda name: abs(coefficients[1][name]))
+    assert f"tick 1     u^ = {coefficients[1][largest]:+.4g} {largest}" in out
+
+
+def test_inspect_refuses_other_files(cli, files):
+    cli("table", "--steps", 2, "--save", "other.safetensors")
+    code, out, err = cli("inspect", "other.safetensors", files / "ag.safetensors")
+    assert code == 2 and "error: the file 'other.safetensors' is no policy" in err and "AdaptiveGuidance" in out
+    Path("text.safetensors").write_text("adaptive:threshold=0.998")
+    code, out, err = cli("inspect", "text.safetensors")
+    assert (code, out) == (2, "") and "is no .safetensors file, whatever its name says" in err and "--" not in err
 
 
 def test_a_changed_file_is_another_command(cli, model, files):
