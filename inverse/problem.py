@@ -61,11 +61,11 @@ class Problem:
         out = outputs[0] if len(outputs) == 1 else outputs[1] + self.scale * (outputs[0] - outputs[1])
         return predict(network.parametrisation, level, z, out)
 
-    def evaluate(self, z: Tensor, level: Level) -> Evaluation:
-        """The prediction at z, and gradients back to it."""
+    def evaluate(self, z: Tensor, level: Level, network: Network | None = None) -> Evaluation:
+        """The prediction at z, and gradients back to it.       network: another than the problem's own."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            return Evaluation(z, self.predict(z, level))
+            return Evaluation(z, self.predict(z, level, network))
 
     def to_pixels(self, z0: Tensor) -> Tensor:
         """Decoded pixels, counted, with gradients where they are on."""
