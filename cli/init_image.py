@@ -1,4 +1,4 @@
-"""What ``--init-image`` names: opened, measured and decoded before anything heavy is loaded. Needs no torch."""
+"""A picture that a command is given: opened, measured and decoded before anything heavy is loaded. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,67 +23,63 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "P
 
 @dataclass(frozen=True)
 class InitImage:
-    """A picture to start from: its file by digest, never by path.
+    """A picture to start from, or to restore: its file by digest, never by path.
 
     size: (width, height) as it stands upright.       location: what is opened, not part of any identity.
+    option: that named it, for messages.
     """
 
     sha256: str
     size: tuple[int, int]
     location: str = field(compare=False)
+    option: str = field(default="--init-image", compare=False)
 
     def identity(self) -> dict[str, Any]:
         return {"sha256": self.sha256}
 
     def open(self) -> Image:
         """The picture in RGB, upright. ConfigError if the file has changed since it was found."""
-        data = _read(self.location)
+        data = checks.content(self.option, self.location, "a picture", MAX_BYTES)
         if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ConfigError(f"--init-image {Path(self.location).name!r} has changed while the model was loading")
-        return _decoded(data, self.location)
+            raise ConfigError(f"{self.option} {Path(self.location).name!r} has changed while the model was loading")
+        return _decoded(data, self.location, self.option)
 
 
-def find_image(location: str) -> InitImage:
+def find_image(location: str, option: str = "--init-image") -> InitImage:
     """The picture at `location`. ConfigError, in one line, for what is not there, no picture, broken or too large."""
-    data = _read(location)
-    return InitImage(hashlib.sha256(data).hexdigest(), _decoded(data, location).size, location)
+    data = checks.content(option, location, "a picture", MAX_BYTES)
+    return InitImage(hashlib.sha256(data).hexdigest(), _decoded(data, location, option).size, location, option)
 
 
-def _read(location: str) -> bytes:
-    return checks.content("--init-image", location, "a picture", MAX_BYTES)
-
-
-def _decoded(data: bytes, location: str) -> Image:
+def _decoded(data: bytes, location: str, option: str) -> Image:
     """In RGB. The size is looked at before a pixel is decoded."""
     from PIL import Image, UnidentifiedImageError
 
     from ..guidance.pictures import as_rgb
 
-    name = Path(location).name
+    what = f"{option} {Path(location).name!r}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures: the limit below is ours
             Image.init()
             image = Image.open(BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-        _check_size(image.size, name)
+        _check_size(image.size, what)
         with image:
             image.load()
             return as_rgb(image)
     except ConfigError as error:
         text = str(error)
-        raise ConfigError(text if text.startswith("--init-image") else f"--init-image {name!r}: {text}") from None
+        raise ConfigError(text if text.startswith(option) else f"{what}: {text}") from None
     except UnidentifiedImageError:
-        raise ConfigError(f"--init-image {name!r} is no picture that can be read: expected PNG, JPEG or WebP") from None
+        raise ConfigError(f"{what} is no picture that can be read: expected PNG, JPEG or WebP") from None
     except Image.DecompressionBombError:
-        raise ConfigError(f"--init-image {name!r} is too large: at most {MAX_PIXELS:,} pixels") from None
+        raise ConfigError(f"{what} is too large: at most {MAX_PIXELS:,} pixels") from None
     except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError, MemoryError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ConfigError(f"--init-image {name!r} is damaged: {reason}") from None
+        raise ConfigError(f"{what} is damaged: {reason}") from None
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], what: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS or max(size) > checks.MAX_SIDE or min(size) < 1:
-        raise ConfigError(
-            f"--init-image {name!r} has {width}x{height} pixels: at most {checks.MAX_SIDE} a side; make it smaller"
-        )
+        raise ConfigError(f"{what} has {width}x{height} pixels: at most {checks.MAX_SIDE} a side; make it smaller")

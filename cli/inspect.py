@@ -79,8 +79,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def describe(fields: dict[str, Any]) -> dict[str, str]:
     """The record in words, one line a fact."""
-    from . import record
+    from . import record, restore_record
 
+    if fields.get("command") == "restore":
+        return restore_record.describe(fields)
     model, batch, made_with = fields["model"], fields["batch"], fields["versions"]
     marks = [model["kind"], *(model[key] for key in ("variant", "revision", "fingerprint") if key in model)]
     lines = {

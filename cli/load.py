@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +75,13 @@ def load(settings: Settings, console: Console) -> Model:
         check_loaded(settings, guiding, backbone)
     if (note := nothing_to_save(settings, scale, guiding, evaluations_of(how))) is not None:
         console.note(note)
-    _warn_of_long_prompts(settings, backbone, console)
+    warn_of_long_prompts([*settings.prompts, settings.negative_prompt or ""], backbone, console)
     console.detail(
         f"{backbone.family} on {backbone.device}, {settings.dtype}, {width}x{height}, guidance scale {scale:g}, "
         + (f"{evaluations_of(how)} evaluations a picture: {how.solver}" if is_table(how) else repr(how))
     )
     policy = None if guiding is None else guiding.policy
-    return Model(backbone, how, planned.steps, height, width, float(scale), policy, pixels, _commit(ref))
+    return Model(backbone, how, planned.steps, height, width, float(scale), policy, pixels, commit_of(ref))
 
 
 def _size(settings: Settings, backbone: Backbone, console: Console) -> tuple[int, int]:
@@ -118,7 +119,7 @@ def _pixels(settings: Settings, height: int, width: int) -> Tensor | None:
     return pixels_of(fitted(settings.init_image.open(), height, width))[None]
 
 
-def _commit(ref: ModelRef) -> str | None:
+def commit_of(ref: ModelRef) -> str | None:
     """Which commit of a hub model was loaded: a branch moves, a commit does not."""
     if ref.kind != "hub":
         return None
@@ -129,13 +130,13 @@ def _commit(ref: ModelRef) -> str | None:
     return name if re.fullmatch(r"[0-9a-f]{40}", name) else None
 
 
-def _warn_of_long_prompts(settings: Settings, backbone: Any, console: Console) -> None:
+def warn_of_long_prompts(prompts: Sequence[str], backbone: Any, console: Console) -> None:
     """Text encoders cut a prompt that is too long, silently."""
     tokenizer = getattr(getattr(backbone, "pipe", None), "tokenizer", None)
     limit = getattr(tokenizer, "model_max_length", None)
     if tokenizer is None or not isinstance(limit, int) or limit > 100_000:
         return
-    for prompt in dict.fromkeys([*settings.prompts, settings.negative_prompt or ""]):
+    for prompt in dict.fromkeys(prompts):
         tokens = len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
         if tokens > limit:
             short = prompt if len(prompt) <= 50 else prompt[:47] + "..."

@@ -10,17 +10,18 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, FewstepError, IncompatibleError
-from . import calibrate, inspect, sample, search, table
+from . import calibrate, inspect, restore, sample, search, table
 from .config import ConfiguredCommand
 from .console import complain, emit, explain_os_error, printable, silence_stdout
 from .help import SectionedCommand, usage_line
 
-COMMANDS = ("sample", "table", "calibrate", "search", "inspect")
+COMMANDS = ("sample", "restore", "table", "calibrate", "search", "inspect")
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _EXAMPLES = """\b
 Try:
   fewstep sample "a red circle above a blue square"
+  fewstep restore photo.png --operator sr:factor=4 --simulate
   fewstep table --solver unipc-3 --steps 8
   fewstep sample "a green star" --guidance adaptive
   fewstep calibrate --target-nfe 15 -o policy.safetensors
@@ -33,7 +34,7 @@ Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 some pictures failed, 130 
 
 app = typer.Typer(
     name="fewstep",
-    help="Pictures from diffusion and flow models with fewer network evaluations.",
+    help="Pictures from diffusion and flow models with fewer network evaluations, and pictures restored with them.",
     epilog=_EXAMPLES,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -59,6 +60,7 @@ def _root(
 
 
 app.command("sample", cls=ConfiguredCommand, epilog=sample.EXAMPLES)(sample.sample)
+app.command("restore", cls=ConfiguredCommand, epilog=restore.EXAMPLES)(restore.restore)
 app.command("table", cls=SectionedCommand, epilog=table.EXAMPLES)(table.table)
 app.command("calibrate", cls=SectionedCommand, epilog=calibrate.EXAMPLES)(calibrate.calibrate)
 app.command("search", cls=SectionedCommand, epilog=search.EXAMPLES)(search.search)

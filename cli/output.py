@@ -7,16 +7,20 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..files import write_atomic
 from . import png, record
 from .record_check import is_whole, refuse_constant
 from .settings import Item, Settings
+
+if TYPE_CHECKING:
+    from .restore_settings import Job
 
 DEFAULT = "outputs"
 LOG = "run.jsonl"
@@ -52,31 +56,36 @@ class Target:
 
 def find_target(output: str | None, settings: Settings, grid: bool) -> Target:
     """Where ``--output`` points. ConfigError for what cannot be written; nothing is created."""
+    return place(output, settings.run, settings.items, grid)
+
+
+def place(output: str | None, run: str, items: Sequence[Item], grid: bool = False) -> Target:
+    """As `find_target`, for the pictures `items` of a run of that name."""
     output = DEFAULT if output is None else output
     if output in ("", "-") or "\0" in output:
         raise ConfigError(f"--output {output!r} cannot be used: expected a folder, or a file that ends in .png")
     try:
-        return _find_target(Path(output), output, settings, grid)
+        return _place(Path(output), output, run, items, grid)
     except (OSError, UnicodeError) as error:  # a name that is too long, a folder that may not be looked into
         raise _explained(output, error) from None
 
 
-def _find_target(path: Path, output: str, settings: Settings, grid: bool) -> Target:
+def _place(path: Path, output: str, run: str, items: Sequence[Item], grid: bool) -> Target:
     suffix = (path.suffix or path.name).lower()  # ".png" has a name and no suffix
     if path.is_dir() or (suffix != ".png" and not path.exists()):
         if suffix in _OTHER_PICTURES and not path.is_dir():
             raise ConfigError(f"--output {output!r}: pictures are PNG; expected a folder, or a file that ends in .png")
-        target = Target(path, None, settings.run)
+        target = Target(path, None, run)
     elif suffix == ".png":
-        if settings.total > 1 or grid:
-            what = "--grid needs" if grid else f"{settings.total:,} pictures need"
+        if len(items) > 1 or grid:
+            what = "--grid needs" if grid else f"{len(items):,} pictures need"
             raise ConfigError(f"--output {output!r} names one file, and {what} a folder")
         if path.name.lower() == suffix:
             raise ConfigError(f"--output {output!r} has no name before .png: expected one, as in picture.png")
-        target = Target(path.parent, path, settings.run)
+        target = Target(path.parent, path, run)
     else:
         raise ConfigError(f"--output {output!r} is a file: expected a folder, or a file that ends in .png")
-    _check_writable(target, settings.items[-1], output)
+    _check_writable(target, items[-1], output)
     return target
 
 
@@ -121,7 +130,7 @@ def probe(folder: Path, output: str) -> None:
                 parent.rmdir()
 
 
-def finished(target: Target, settings: Settings) -> dict[int, dict[str, Any]]:
+def finished(target: Target, settings: Settings | Job) -> dict[int, dict[str, Any]]:
     """Index -> log line of the pictures that are there. ConfigError if another file is in the way."""
     lines = {line["file"]: line for line in read_log(target.log)} if target.log else {}
     found = {}
@@ -136,7 +145,7 @@ def finished(target: Target, settings: Settings) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _recognise(path: Path, settings: Settings, item: Item, line: dict[str, Any] | None) -> dict[str, Any] | None:
+def _recognise(path: Path, settings: Settings | Job, item: Item, line: dict[str, Any] | None) -> dict[str, Any] | None:
     """The log line of a picture of this run; None for another picture of ours, or a file that is not ours.
 
     A named file that is not ours is never replaced: ConfigError.

@@ -62,14 +62,19 @@ def _how(settings: Settings) -> tuple[Table | AdaptiveDPM, int | None]:
 
 def check_device_of(settings: Settings) -> str:
     """The device that is used, if it can be."""
+    return usable_device(settings.device, settings.offload)
+
+
+def usable_device(device: str, offload: str | None = None) -> str:
+    """The device of ``--device``, if it can be used."""
     import torch
 
     from ..kernels import choice
     from ..samplers.backbones import check_device
     from ..samplers.backbones.placement import check_offload
 
-    device = resolve_device(settings.device)
-    check_offload(settings.offload, check_device(device).type)
+    device = resolve_device(device)
+    check_offload(offload, check_device(device).type)
     choice.use_triton(torch.device(device))  # raises where FEWSTEP_KERNELS asks for what cannot be
     return device
 

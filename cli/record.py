@@ -81,6 +81,10 @@ def texts(fields: dict[str, Any]) -> dict[str, str]:
 
 def parameters(fields: dict[str, Any]) -> str:
     """The record in A1111's format."""
+    if fields.get("command") == "restore":
+        from . import restore_record
+
+        return restore_record.parameters(fields)
     lines = [fields["prompt"]]
     if fields["negative_prompt"]:
         lines.append(f"Negative prompt: {fields['negative_prompt']}")
@@ -96,7 +100,7 @@ def parameters(fields: dict[str, Any]) -> str:
         "Model": fields["model"]["name"],
         "Version": f"fewstep {fields['versions'].get('fewstep', '')}".strip(),
     }
-    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
+    lines.append(", ".join(f"{key}: {quoted(str(value))}" for key, value in pairs.items()))
     return "\n".join(lines)
 
 
@@ -107,16 +111,20 @@ def sampler_name(solver: str) -> str:
     return next((alias.theirs for alias in A1111 if alias.ours == solver and alias.exact != ABSENT), solver)
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
 
 
 def command(fields: dict[str, Any]) -> list[str]:
     """The words of the command that makes the picture again, with the other pictures of its batch if it had any."""
+    if fields.get("command") == "restore":
+        from . import restore_record
+
+        return restore_record.command(fields)
     batch, model = fields["batch"], fields["model"]
     seed, size = (fields["seed"], 1) if batch["size"] == 1 else (batch["seed"], batch["size"])
-    arguments = ["--model", model["name"], *_pair("--variant", model.get("variant"))]
-    arguments += _pair("--revision", fields.get("commit", model.get("revision"))) + _pair(
+    arguments = ["--model", model["name"], *pair("--variant", model.get("variant"))]
+    arguments += pair("--revision", fields.get("commit", model.get("revision"))) + pair(
         "--negative-prompt", fields["negative_prompt"]
     )
     arguments += [word for lora in fields.get("loras", ()) for word in ("--lora", f"{lora['name']}:{lora['weight']!r}")]
@@ -128,13 +136,13 @@ def command(fields: dict[str, Any]) -> list[str]:
         arguments += ["--schedule", fields["schedule"], "--steps", str(fields["steps"])]
     if "init_image" in fields:
         arguments += ["--init-image", image_name(fields)]
-        arguments += _pair("--strength", repr(fields["strength"]) if "strength" in fields else None)
+        arguments += pair("--strength", repr(fields["strength"]) if "strength" in fields else None)
     arguments += ["--guidance-scale", repr(fields["guidance_scale"])]
-    arguments += _pair("--guidance", fields["guidance"]["name"] if "guidance" in fields else None)
+    arguments += pair("--guidance", fields["guidance"]["name"] if "guidance" in fields else None)
     arguments += ["--seed", str(seed)]
     arguments += ["--height", str(fields["height"]), "--width", str(fields["width"])]
     arguments += ["--dtype", fields["dtype"], "--device", fields["device"], "--batch-size", str(size)]
-    arguments += _pair("--offload", fields.get("offload"))
+    arguments += pair("--offload", fields.get("offload"))
     prompts = batch["prompts"] if size > 1 else [fields["prompt"]]
     if any(prompt.startswith("-") for prompt in prompts):
         arguments.append("--")
@@ -146,5 +154,5 @@ def image_name(fields: dict[str, Any]) -> str:
     return f"IMAGE-{fields['init_image']['sha256'][:12]}"
 
 
-def _pair(option: str, value: str | None) -> list[str]:
+def pair(option: str, value: str | None) -> list[str]:
     return [] if value is None else [option, value]

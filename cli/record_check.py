@@ -29,9 +29,14 @@ def parse(text: str, name: str) -> dict[str, Any]:
     if not isinstance(found, int) or isinstance(found, bool) or found != FORMAT:
         shown = ascii(found)[:22] if isinstance(found, str | int | float | None) else f"a {type(found).__name__}"
         raise ConfigError(f"{name} has metadata of format {shown}; this fewstep reads format {FORMAT}")
-    wrong = [key for key, is_good in _FIELDS.items() if not is_good(fields.get(key))]
-    wrong += [key for key, is_good in _OPTIONAL.items() if key in fields and not is_good(fields[key])]
-    if not wrong and not _is_batch(fields["batch"], fields):
+    needed, optional, is_batch = _FIELDS, _OPTIONAL, _is_batch
+    if fields.get("command") == "restore":
+        from . import restore_record
+
+        needed, optional, is_batch = restore_record.FIELDS, restore_record.OPTIONAL, restore_record.is_batch
+    wrong = [key for key, is_good in needed.items() if not is_good(fields.get(key))]
+    wrong += [key for key, is_good in optional.items() if key in fields and not is_good(fields[key])]
+    if not wrong and not is_batch(fields["batch"], fields):
         wrong = ["batch"]
     if not wrong and not (_is_plain(fields) and is_text(fields.get("commit", ""))):
         wrong = ["a value"]
@@ -57,7 +62,7 @@ def is_text(value: object) -> bool:
         return False
 
 
-def _whole(low: int, high: int) -> Callable[[object], bool]:
+def whole(low: int, high: int) -> Callable[[object], bool]:
     return lambda value: is_whole(value, low, high)
 
 
@@ -67,7 +72,7 @@ def _is_scale(value: object) -> bool:
     return 0 <= value <= 1000  # false for NaN; whole numbers of any length compare
 
 
-def _is_model(value: object) -> bool:
+def is_model(value: object) -> bool:
     return isinstance(value, dict) and {"name", "kind"} <= value.keys() and all(map(is_text, value.values()))
 
 
@@ -84,7 +89,7 @@ def _is_batch(batch: dict[str, Any], fields: dict[str, Any]) -> bool:
     return is_whole(seed, 0, checks.MAX_SEED) and seed + row == fields["seed"] and prompts[row] == fields["prompt"]
 
 
-def _is_file(value: object, digest: str, *more: str) -> bool:
+def is_file(value: object, digest: str, *more: str) -> bool:
     """A file by name and digest."""
     if not (isinstance(value, dict) and {digest, *more} <= value.keys()):
         return False
@@ -92,13 +97,13 @@ def _is_file(value: object, digest: str, *more: str) -> bool:
 
 
 def _is_lora(value: Any) -> bool:
-    weight = value.get("weight") if _is_file(value, "sha256", "name") else None
+    weight = value.get("weight") if is_file(value, "sha256", "name") else None
     return isinstance(weight, int | float) and not isinstance(weight, bool) and abs(weight) <= 100
 
 
 def _is_policy(value: object) -> bool:
     """A policy by name, or a file of one."""
-    return isinstance(value, dict) and _is_file({"digest": "0" * 16, **value}, "digest", "name")
+    return isinstance(value, dict) and is_file({"digest": "0" * 16, **value}, "digest", "name")
 
 
 def _is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
@@ -114,28 +119,28 @@ def _is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "run": is_text,
-    "index": _whole(0, checks.MAX_IMAGES - 1),
-    "model": _is_model,
+    "index": whole(0, checks.MAX_IMAGES - 1),
+    "model": is_model,
     "prompt": is_text,
     "negative_prompt": lambda value: value is None or is_text(value),
     "solver": is_text,
     "schedule": is_text,
-    "steps": _whole(1, checks.MAX_STEPS),
-    "seed": _whole(0, checks.MAX_SEED),
+    "steps": whole(1, checks.MAX_STEPS),
+    "seed": whole(0, checks.MAX_SEED),
     "dtype": is_text,
     "guidance_scale": _is_scale,
-    "height": _whole(1, checks.MAX_SIDE),
-    "width": _whole(1, checks.MAX_SIDE),
+    "height": whole(1, checks.MAX_SIDE),
+    "width": whole(1, checks.MAX_SIDE),
     "device": is_text,
     "batch": lambda value: isinstance(value, dict),
-    "evaluations": _whole(1, _MAX_EVALUATIONS),
-    "nfe": _whole(1, _MAX_EVALUATIONS),
+    "evaluations": whole(1, _MAX_EVALUATIONS),
+    "nfe": whole(1, _MAX_EVALUATIONS),
     "versions": lambda value: isinstance(value, dict) and all(map(is_text, value.values())),
 }
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
-    "budget": _whole(1, checks.MAX_NFE),
-    "table": lambda value: _is_file(value, "digest", "name"),
-    "init_image": lambda value: _is_file(value, "sha256"),
+    "budget": whole(1, checks.MAX_NFE),
+    "table": lambda value: is_file(value, "digest", "name"),
+    "init_image": lambda value: is_file(value, "sha256"),
     "strength": lambda value: _is_scale(value) and 0 < value <= 1,
     "loras": lambda value: isinstance(value, list) and 0 < len(value) <= 16 and all(map(_is_lora, value)),
     "offload": lambda value: value in checks.OFFLOADS,

@@ -53,7 +53,7 @@ def run(settings: Settings, target: output.Target, console: Console, *, paths: b
     todo = [batch for batch in settings.batches if any(item.index not in outcome.lines for item in batch)]
     try:
         model = _prepare(settings, target, console, outcome) if todo else None
-        _complete_log(target, outcome)
+        complete_log(target, outcome)
         _batches(settings, target, console, outcome, model, todo, paths)
     except KeyboardInterrupt:
         console.note(f"interrupted with {len(outcome.lines)} of {settings.total} pictures; the same command goes on")
@@ -126,7 +126,7 @@ def _make(
         path = target.path(item)
         write_atomic(path, png.encode(png.picture(pixels), record.texts(fields) if settings.metadata else {}))
         outcome.lines[item.index] = output.log_line(path, fields)
-        _log(target, outcome, outcome.lines[item.index])
+        log_picture(target, outcome, outcome.lines[item.index])
 
 
 def _resolved(model: Model, sampled: Sampled, row: int) -> record.Resolved:
@@ -181,13 +181,13 @@ def _sample(settings: Settings, model: Model, batch: Sequence[Item], bar: tqdm) 
         raise
 
 
-def _complete_log(target: output.Target, outcome: Outcome) -> None:
+def complete_log(target: output.Target, outcome: Outcome) -> None:
     """A crash between a picture and its line leaves the line to the next run."""
     for line in outcome.lines.values():
-        _log(target, outcome, line)
+        log_picture(target, outcome, line)
 
 
-def _log(target: output.Target, outcome: Outcome, line: dict[str, Any]) -> None:
+def log_picture(target: output.Target, outcome: Outcome, line: dict[str, Any]) -> None:
     """Every picture has one line, even when it was removed and made again, or another process makes the same ones."""
     if target.log is None:
         return

@@ -1,0 +1,183 @@
+"""The settings of a restoration, and of each of its pictures: checked, frozen, enough to know a picture again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from . import checks
+from .init_image import InitImage
+from .model_ref import ModelRef
+from .operator_ref import MethodRef, OperatorRef
+from .output import Target
+from .settings import Item
+
+MAX_STEM = 80  # bytes of a picture's name that the name of what it became begins with
+MAX_SAMPLES = 999
+
+
+@dataclass(frozen=True)
+class RestoreSettings:
+    """What determines the restored pictures. Sample j of every picture has seed + j.
+
+    simulate: pictures are clean, and degraded first, with noise of noise_seed and the picture.
+    height, width: of the restored picture, where they were given.
+    checkpoint: less memory for the same numbers.       metadata: written into the PNGs.
+    """
+
+    model: ModelRef
+    operator: OperatorRef
+    method: MethodRef
+    noise_std: float
+    prompt: str = ""
+    simulate: bool = False
+    noise_seed: int = 0
+    samples: int = 1
+    seed: int = 0
+    batch_size: int = 1
+    height: int | None = None
+    width: int | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    checkpoint: bool = False
+    metadata: bool = True
+
+    def check(self) -> RestoreSettings:
+        """Itself, or ConfigError."""
+        if not 0.0 <= self.noise_std <= 10.0:  # false for NaN
+            raise ConfigError("--noise-std is the standard deviation of the noise where pixels are from 0 to 1, so a "
+                              f"number from 0 to 10, got {self.noise_std:g}; 0.05 is 12.75 of 255")  # fmt: skip
+        checks.whole("--samples", self.samples, 1, MAX_SAMPLES)
+        checks.whole("--batch-size", self.batch_size, 1, checks.MAX_BATCH)
+        checks.whole("--noise-seed", self.noise_seed, 0, checks.MAX_SEED)
+        checks.whole("--seed", self.seed, 0, checks.MAX_SEED - self.samples + 1)
+        for option, side in (("--height", self.height), ("--width", self.width)):
+            if side is not None:
+                checks.whole(option, side, 1, checks.MAX_SIDE)
+        checks.one_of("--dtype", self.dtype, checks.DTYPES)
+        checks.device(self.device)
+        checks.text(self.prompt, "prompt")
+        if self.model.kind == "embedded":
+            checks.embedded_words(self.model.name, [self.prompt])
+        return self
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a picture's name depends on, beside the picture that came in and the seed."""
+        found: dict[str, Any] = {
+            "model": self.model.identity(),
+            "operator": self.operator.identity(),
+            "method": self.method.identity(),
+            "noise_std": self.noise_std,
+            "prompt": self.prompt,
+            "dtype": self.dtype,
+        }
+        found["simulate"] = {"noise_seed": self.noise_seed} if self.simulate else None
+        known = {"height": self.height, "width": self.width}
+        return found | {key: value for key, value in known.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to restore, `samples` times."""
+
+    settings: RestoreSettings
+    source: InitImage
+
+    @property
+    def name(self) -> str:
+        """The file's name, for people."""
+        return Path(self.source.location).name
+
+    @property
+    def metadata(self) -> bool:
+        return self.settings.metadata
+
+    @cached_property
+    def run(self) -> str:
+        """Names what is done to this picture. With more than one picture in a batch also which of them are together:
+        their last bits depend on it."""
+        own: dict[str, Any] = {"command": "restore", "input": self.source.sha256, "device": self.settings.device}
+        s = self.settings
+        if s.batch_size > 1:
+            own["batches"] = [s.seed, s.samples, s.batch_size]
+        text = json.dumps({**s.identity, **own}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @cached_property
+    def items(self) -> tuple[Item, ...]:
+        s = self.settings
+        return tuple(Item(j, s.prompt, s.seed + j) for j in range(s.samples))
+
+    @property
+    def batches(self) -> tuple[tuple[Item, ...], ...]:
+        """Fixed ranges: a run that goes on after an interruption computes the same batches."""
+        n = self.settings.batch_size
+        return tuple(self.items[k : k + n] for k in range(0, len(self.items), n))
+
+    def expected(self, item: Item) -> dict[str, Any]:
+        """What the metadata of a sample says, as far as it is known before the model is loaded."""
+        return {
+            "command": "restore",
+            "run": self.run,
+            "input": self.source.identity(),
+            **self.settings.identity,
+            "seed": item.seed,
+        }
+
+    @property
+    def measurement_seed(self) -> int:
+        """Of the simulated noise: of --noise-seed and the picture. Not --seed itself, whose noise the run may use."""
+        text = f"measurement {self.settings.noise_seed} {self.source.sha256}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+    def target(self, whole: Target) -> JobTarget:
+        """Where its pictures go."""
+        return JobTarget(whole.folder, whole.file, self.run, _stem(self.name), self.items)
+
+
+@dataclass(frozen=True)
+class JobTarget(Target):
+    """In a folder a picture is called STEM-RUN-seedSEED.png, after the file that was restored."""
+
+    stem: str
+    items: tuple[Item, ...]
+
+    def path(self, item: Item) -> Path:
+        return self.file or self.folder / f"{self.stem}-{self.run}-seed{item.seed}.png"
+
+    def beside(self, kind: str) -> Path:
+        """Of a picture made from all samples."""
+        if self.file is not None:
+            return self.file.with_name(f"{self.file.stem}-{kind}.png")
+        first, last = self.items[0].seed, self.items[-1].seed
+        seeds = f"seed{first}" if first == last else f"seeds{first}-{last}"
+        return self.folder / f"{self.stem}-{self.run}-{seeds}-{kind}.png"
+
+
+def jobs_of(settings: RestoreSettings, sources: Sequence[InitImage]) -> tuple[Job, ...]:
+    """A job per picture; what has the same contents and the same name once."""
+    jobs = [Job(settings, source) for source in sources]
+    found = tuple({(_stem(job.name), job.run): job for job in jobs}.values())
+    total = len(found) * settings.samples
+    if total > checks.MAX_IMAGES:
+        raise ConfigError(f"{len(found):,} pictures with --samples {settings.samples:,} are {total:,}: at most "
+                          f"{checks.MAX_IMAGES:,} in one run")  # fmt: skip
+    return found
+
+
+def run_of(jobs: Sequence[Job]) -> str:
+    """Names all of it together."""
+    return hashlib.sha256(" ".join(job.run for job in jobs).encode()).hexdigest()[:8]
+
+
+def _stem(name: str) -> str:
+    """The part of a file's name that a new name may begin with, on any system."""
+    plain = "".join(c if c.isprintable() and c not in '<>:"/\\|?* ' else "_" for c in Path(name).stem)
+    return plain.encode("utf-8", "replace")[:MAX_STEM].decode("utf-8", "ignore").strip(".-_ ") or "picture"
