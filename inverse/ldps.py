@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from ..samplers import State, edit
 from .likelihood import Weighting, check_weighting
-from .pixels import data_gradient
+from .pixels import data_step
 from .posterior import Done, Posterior
 from .problem import Problem
 
@@ -40,7 +40,7 @@ class LDPS(Posterior):
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:
         level = problem.level(state.tick)
         evaluation = problem.evaluate(state.x, level)
-        g, residual = data_gradient(problem, evaluation.prediction.x0, self.weighting, level)
+        step, residual = data_step(problem, evaluation, self.zeta, self.weighting, level)
         after = problem.advance(state, evaluation.prediction)
-        after = edit(problem.table, after, after.x - self.zeta * evaluation.pull(x0=g))
+        after = edit(problem.table, after, after.x - step)
         return Done(after, evaluation.prediction, residual)

@@ -5,11 +5,12 @@ All of them are one number per image; nothing mixes the images of a batch, so im
     norm      |r|                       (Chung et al. 2022, arXiv:2209.14687, as their code steps)
     squared   |r|^2
     gaussian  |r|^2 / (2 sigma_y^2)     the negative log-likelihood, up to a constant
+    polyak    |r|, with steps whose length is each image's own (see pixels.data_step)
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from torch import Tensor
 from ..errors import ConfigError
 from .measurement import Measurement
 
-Weighting = Literal["norm", "squared", "gaussian"]
-WEIGHTINGS = ("norm", "squared", "gaussian")
+Weighting = Literal["norm", "squared", "gaussian", "polyak"]
+WEIGHTINGS = get_args(Weighting)
 
 
 def check_weighting(weighting: str, sigma_y: float | None = None) -> None:
@@ -35,7 +36,7 @@ def data_loss(measurement: Measurement, x: Tensor, weighting: Weighting) -> tupl
     with torch.autocast(x.device.type, enabled=False):
         r = measurement.residual(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).flatten(1)
         norm = torch.linalg.vector_norm(r, dim=1)  # its gradient at r = 0 is 0
-        if weighting == "norm":
+        if weighting in ("norm", "polyak"):
             return norm, norm.detach()
         squared = r.square().sum(1)
         return (squared / (2.0 * measurement.sigma_y**2) if weighting == "gaussian" else squared), norm.detach()

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..samplers import Level, State, edit
 from .likelihood import Weighting, check_weighting
-from .pixels import data_gradient
+from .pixels import data_step
 from .posterior import Done, Posterior
 from .problem import Problem
 
@@ -35,20 +35,21 @@ TraceWeight = Literal["variance", "constant"]
 class STSL(Posterior):
     """steps, K, eta as published: 50 steps of DDIM, K = 5, eta = 0.02, begun from the noised first guess.
 
-    zeta: step of one inner iteration along the gradient of the data loss (see pixels.data_gradient).
-    weighting: of the data loss; "norm" is lambda = zeta / |y - A(x)|, which fits every task's scale.
+    zeta: step of one inner iteration along the gradient of the data loss.
+    weighting: of the data loss, see pixels.data_step. "polyak", the default, is lambda chosen anew at every iteration
+    from residual and gradient; "norm" is lambda = zeta / |y - A(x)|.
     probe: "unit" perturbs by u, as published; "sigma" by delta u, delta the noise level's sigma, and divides by delta.
     trace_weight: "constant" is eta as published; "variance" is eta sigma_t^2, because the score's 1 / sigma_t makes
     the constant one grow without bound towards the end.
 
-    Cost a step: 2 K + 1 evaluations forward and 2 K backward (K + 1 and K where eta is 0), K decodings either way.
+    Cost a step: 2 K + 1 evaluations forward and 3 K backward (K + 1 and K where eta is 0), K decodings both ways.
     """
 
     steps: int = 50
     K: int = 5
     eta: float = 0.02
-    zeta: float = 0.1
-    weighting: Weighting = "norm"
+    zeta: float = 0.2
+    weighting: Weighting = "polyak"
     probe: Probe = "unit"
     trace_weight: TraceWeight = "variance"
 
@@ -84,18 +85,16 @@ class STSL(Posterior):
 
     def _inner(self, problem: Problem, z: Tensor, level: Level, i: int, k: int) -> tuple[Tensor, Tensor]:
         """(z - grad L, |r| [B] before it)."""
+        evaluation = problem.evaluate(z, level)
+        data, residual = data_step(problem, evaluation, self.zeta, self.weighting, level, keep=self.eta != 0.0)
         if self.eta == 0.0:
-            evaluation = problem.evaluate(z, level)
-            g, residual = data_gradient(problem, evaluation.prediction.x0, self.weighting, level)
-            return z - evaluation.pull(x0=self.zeta * g), residual
+            return z - data, residual
         u = problem.normal(i, k, z)
         delta = 1.0 if self.probe == "unit" else float(level.sigma)
-        w = self._trace_weight(level) / (z[0].numel() * delta)
-        far = problem.evaluate(z + delta * u, level).pull(eps=score_cotangent(w * u, level))
-        evaluation = problem.evaluate(z, level)
-        g, residual = data_gradient(problem, evaluation.prediction.x0, self.weighting, level)
-        near = evaluation.pull(x0=self.zeta * g, eps=score_cotangent(-w * u, level))
-        return z - (near + far), residual
+        v = self._trace_weight(level) / (z[0].numel() * delta) * u
+        near = evaluation.pull(eps=score_cotangent(-v, level))
+        far = problem.evaluate(z + delta * u, level).pull(eps=score_cotangent(v, level))
+        return z - (data + near + far), residual
 
     def _trace_weight(self, level: Level) -> float:
         return self.eta * (float(level.sigma) ** 2 if self.trace_weight == "variance" else 1.0)
