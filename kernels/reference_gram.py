@@ -12,11 +12,15 @@ from . import reference
 CHUNK = 1 << 16
 """Elements of an image that are held in float64 at a time."""
 
+SMALL = 1 << 12
+"""Up to so many elements images on the CPU are taken together: their number costs little then. Each is still summed on
+its own, in the same order in any batch, because torch does not share out sums as short as these."""
+
 Matrix = tuple[tuple[float, ...], ...]
 
 
 def gram(registers: Sequence[Tensor], basis: Matrix, ones: bool) -> Tensor:
-    """See ops_gram.gram. Image by image, so that an image gives the same numbers in any batch.
+    """See ops_gram.gram. An image gives the same numbers in any batch.
 
     float64 products are left alone by autocast, and row k of V V^T reads nothing but v_k: NaN stays in its own row.
     """
@@ -24,7 +28,18 @@ def gram(registers: Sequence[Tensor], basis: Matrix, ones: bool) -> Tensor:
     if registers[0].numel() == 0:
         return torch.zeros((images, side, side), dtype=torch.float64, device=registers[0].device)
     rows = [r.reshape(images, -1) for r in registers]
+    if rows[0].shape[1] <= SMALL and rows[0].device.type == "cpu":
+        return _together(rows, basis, ones)
     return torch.stack([_one_image([row[b] for row in rows], basis, ones) for b in range(images)])
+
+
+def _together(rows: Sequence[Tensor], basis: Matrix, ones: bool) -> Tensor:
+    vectors = [v.double() for v in reference.combine(basis, rows)]
+    if ones:
+        vectors.append(torch.ones_like(vectors[0]))
+    pairs = {(i, j): (u * v).sum(1) for i, u in enumerate(vectors) for j, v in enumerate(vectors[: i + 1])}
+    side = range(len(vectors))
+    return torch.stack([torch.stack([pairs[max(i, j), min(i, j)] for j in side], 1) for i in side], 1)
 
 
 def _one_image(rows: Sequence[Tensor], basis: Matrix, ones: bool) -> Tensor:

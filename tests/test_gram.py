@@ -88,8 +88,9 @@ def test_default_basis_and_inputs_that_are_not_contiguous():
     np.testing.assert_allclose(gram((every_other,)).numpy(), exact((every_other,), [[1]], False), rtol=1e-13)
 
 
-def test_an_image_does_not_depend_on_its_batch():
-    registers = [normal(5, 4, 33, 65, seed=k, dtype=torch.float32) for k in range(2)]
+@pytest.mark.parametrize("shape", [(4, 33, 65), (6,), (3, 17, 19), (4096,)])
+def test_an_image_does_not_depend_on_its_batch(shape):
+    registers = [normal(5, *shape, seed=k, dtype=torch.float32) for k in range(2)]
     alone = torch.cat([gram([r[b : b + 1] for r in registers], PAIR, True) for b in range(5)])
     assert torch.equal(gram(registers, PAIR, True), alone)
 
