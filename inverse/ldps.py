@@ -35,7 +35,7 @@ class LDPS(Posterior):
     step_size: ClassVar[str] = "zeta"
 
     def begin(self, problem: Problem) -> None:
-        check_weighting(self.weighting, problem.measurement.sigma_y)
+        check_weighting(self.weighting, problem.measurement.sigma_y, polyak=True)
 
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:
         level = problem.level(state.tick)

@@ -22,10 +22,14 @@ Weighting = Literal["norm", "squared", "gaussian", "polyak"]
 WEIGHTINGS = get_args(Weighting)
 
 
-def check_weighting(weighting: str, sigma_y: float | None = None) -> None:
-    """ConfigError for a name that does not exist, or the Gaussian likelihood of a measurement without noise."""
-    if weighting not in WEIGHTINGS:
-        raise ConfigError(f"unknown weighting {weighting!r}: expected {', '.join(WEIGHTINGS)}")
+def check_weighting(weighting: str, sigma_y: float | None = None, *, polyak: bool = False) -> None:
+    """ConfigError for a name that does not exist, or the Gaussian likelihood of a measurement without noise.
+
+    polyak: whether the method knows steps of that kind.
+    """
+    known = [name for name in WEIGHTINGS if polyak or name != "polyak"]
+    if weighting not in known:
+        raise ConfigError(f"weighting {weighting!r} does not exist here: expected {', '.join(known)}")
     if weighting == "gaussian" and sigma_y == 0.0:
         raise ConfigError("weighting 'gaussian' divides by sigma_y, which is 0 here: give the noise a size, or take "
                           "weighting 'norm'")  # fmt: skip

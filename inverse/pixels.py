@@ -24,7 +24,7 @@ def data_step(
         zeta max(0, f - f*) / |G|^2 G,    f* = sqrt(m) sigma_y,
 
     which a linear f would follow to f* at zeta = 1 (Polyak 1969, USSR Comput. Math. Math. Phys. 9). f* is what the
-    noise alone leaves of m measured numbers: a picture that explains the measurement as well as the truth is left alone.
+    noise alone leaves of m measured numbers: a picture that explains the measurement as well as the truth is left.
     keep: the graph is used once more.
     """
     g, residual = data_gradient(problem, evaluation.prediction.x0, weighting, level)

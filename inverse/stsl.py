@@ -72,7 +72,7 @@ class STSL(Posterior):
         return cls(zeta=zeta, eta=eta, K=K, weighting="squared", probe="unit", trace_weight="constant")
 
     def begin(self, problem: Problem) -> None:
-        check_weighting(self.weighting, problem.measurement.sigma_y)
+        check_weighting(self.weighting, problem.measurement.sigma_y, polyak=True)
 
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:
         i, z = state.tick, state.x
