@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..samplers import Level, State, edit
+from .checks import check_number
 from .likelihood import Weighting, check_weighting
 from .pixels import data_step
 from .posterior import Done, Posterior
@@ -57,7 +58,10 @@ class STSL(Posterior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.K, int) and 1 <= self.K <= 1000):
+        check_number(self.zeta, "zeta", 0.2, zero=True)
+        check_number(self.eta, "eta", 0.02, zero=True)
+        check_weighting(self.weighting, polyak=True)
+        if not (isinstance(self.K, int) and not isinstance(self.K, bool) and 1 <= self.K <= 1000):
             raise ConfigError(f"K is the number of inner iterations, 1 to 1000, got {self.K!r}")
         for name, value, known in (("probe", self.probe, Probe), ("trace_weight", self.trace_weight, TraceWeight)):
             if value not in get_args(known):
