@@ -18,6 +18,7 @@ from .base import Backbone
 from .placement import apply_loras, check_offload, place
 from .sd import StableDiffusion
 from .sdxl import StableDiffusionXL
+from .unet2d import UNet2D
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MAX_CONFIG_BYTES = 1 << 20
@@ -28,6 +29,8 @@ FAMILIES: dict[str, tuple[str, Any]] = {
     "StableDiffusionImg2ImgPipeline": ("StableDiffusionPipeline", StableDiffusion),
     "StableDiffusionXLPipeline": ("StableDiffusionXLPipeline", StableDiffusionXL),
     "StableDiffusionXLImg2ImgPipeline": ("StableDiffusionXLPipeline", StableDiffusionXL),
+    "DDPMPipeline": ("DDPMPipeline", UNet2D),
+    "DDIMPipeline": ("DDIMPipeline", UNet2D),
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -177,7 +180,7 @@ def _check_folder(path: Path) -> None:
     name = index.get("_class_name")
     if name not in FAMILIES:
         raise IncompatibleError(f"the folder {path.name} holds a {name}; supported: {', '.join(sorted(FAMILIES))}")
-    for part in ("unet", "vae", "text_encoder"):
+    for part in ("unet",) if FAMILIES[name][1] is UNet2D else ("unet", "vae", "text_encoder"):
         files = list((path / part).glob("*")) if (path / part).is_dir() else []
         safe = [file for file in files if file.suffix == ".safetensors"]
         if not safe:
