@@ -2,75 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..inverse.stsl import STSL
 
 PROBLEM = "P2 (8, 1)"
 ETAS = (0.0, 0.005, 0.02, 0.1, 0.5)
-KS = (1, 2, 5)
-PROBES = ("unit", "sigma")
-INITS = ("noise", "gaussian")
-ZETA = 0.1  # times 5 / K, so that K alone does not make the data term stronger
+STEP = 0.5  # zeta K: K says how often the loss is looked at, not how far its gradient goes
 SHOWN = ("sw1", "tv", "variance", "chi2")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One STSL. Those that share K and init have the same noise, so that their differences are paired."""
+    """One STSL; the published eta and K, unit probe, noised start and constant weight of the trace unless told."""
 
-    eta: float
-    K: int
-    probe: str
-    init: str
+    eta: float = 0.02
+    K: int = 5
+    probe: str = "unit"
+    init: str = "noise"
     trace_weight: str = "constant"
 
     @property
     def name(self) -> str:
-        return f"stsl-eta{self.eta:g}-K{self.K}-{self.probe}-{self.init}-{self.trace_weight}"
+        """The same for settings that do the same."""
+        of = self if self.eta else replace(self, probe="unit", trace_weight="constant")
+        return f"stsl-eta{of.eta:g}-K{of.K}-{of.probe}-{of.init}-{of.trace_weight}"
 
     @property
     def posterior(self) -> STSL:
-        return STSL(zeta=ZETA * 5 / self.K, **vars(self))
+        fields: dict[str, Any] = vars(self)
+        return STSL(zeta=STEP / self.K, weighting="norm", **fields)
+
+
+BASE = Setting()
+OTHERS: dict[str, Setting] = {
+    "K 1": Setting(K=1),
+    "K 2": Setting(K=2),
+    "probe sigma": Setting(probe="sigma"),
+    "init gaussian": Setting(init="gaussian"),
+    "trace weight variance": Setting(trace_weight="variance"),
+}
 
 
 def settings() -> list[Setting]:
-    """All with the published constant weight, and the default's weight at the published K and start."""
-    found = [Setting(0.0, K, "unit", init) for K, init in product(KS, INITS)]
-    found += [Setting(eta, K, probe, init) for K, init, eta, probe in product(KS, INITS, ETAS[1:], PROBES)]
-    return found + [Setting(eta, 5, probe, "noise", "variance") for eta, probe in product(ETAS[1:], PROBES)]
+    """Every eta, published and with one other part changed."""
+    found = [replace(of, eta=eta) for of in (BASE, *OTHERS.values()) for eta in ETAS]
+    return list({setting.name: setting for setting in found}.values())
 
 
 def contrasts() -> list[tuple[str, str, Setting, Setting]]:
     """(table, what changes, setting, the one it is compared with)."""
     found = []
-    for weight, init, K in [("constant", init, K) for init in INITS for K in KS] + [("variance", "noise", 5)]:
-        of = Setting(0.0, K, "unit", init)
-        title = f"eta against 0: K {K}, init {init}, trace weight {weight}"
-        for probe, eta in product(PROBES, ETAS[1:]):
-            found.append((title, f"eta {eta:g}, probe {probe}", Setting(eta, K, probe, init, weight), of))
-    base = Setting(0.02, 5, "unit", "noise")
-    title = "The other parts: each against eta 0.02, K 5, unit probe, init noise"
-    for other in (Setting(0.02, 1, "unit", "noise"), Setting(0.02, 2, "unit", "noise"),
-                  Setting(0.02, 5, "sigma", "noise"), Setting(0.02, 5, "unit", "gaussian"),
-                  Setting(0.02, 5, "unit", "noise", "variance")):  # fmt: skip
-        change = next(f"{key} {value}" for key, value in vars(other).items() if value != vars(base)[key])
-        found.append((title, change, other, base))
+    for change, of in {"as published": BASE, **OTHERS}.items():
+        first_order = replace(of, eta=0.0)
+        found += [(f"eta against 0: {change}", f"eta {eta:g}", replace(of, eta=eta), first_order) for eta in ETAS[1:]]
+    for eta in (0.02, 0.0):
+        title = f"The other parts at eta {eta:g}, against those as published"
+        pairs = [(change, replace(of, eta=eta), replace(BASE, eta=eta)) for change, of in OTHERS.items()]
+        found += [(title, change, of, base) for change, of, base in pairs if of.name != base.name]
     return found
 
 
-def compared(found: dict[tuple[str, int], dict[str, Any]], seeds: int, interval: Any) -> list[dict[str, Any]]:
+def compared(
+    found: Mapping[tuple[str, int], Mapping[str, Any]], seeds: int, interval: Callable[[list[float]], Any]
+) -> list[dict[str, Any]]:
     """A line per contrast that has been measured: values, and paired differences over the seeds both have.
 
     found: (name of the setting, seed) -> metrics.       interval: of a list of numbers.
     """
     lines = []
     for table, change, setting, of in contrasts():
-        pairs = [(found[setting.name, s], found[of.name, s]) for s in range(seeds)
-                 if (setting.name, s) in found and (of.name, s) in found]  # fmt: skip
-        pairs = [(a, b) for a, b in pairs if "sw1" in a and "sw1" in b]
+        both = [(found.get((setting.name, s)), found.get((of.name, s))) for s in range(seeds)]
+        pairs = [(a, b) for a, b in both if a and b and "sw1" in a and "sw1" in b]
         if not pairs:
             continue
         line: dict[str, Any] = {"table": table, "change": change, "seeds": len(pairs)}

@@ -20,7 +20,7 @@ from ..inverse.tmpd import TMPD
 from ..samplers import DDIM, GRIDS, NoiseTape, Solver, initial_noise, solve, trace
 from .posteriors_problems import Posed
 
-SAMPLES = 500
+SAMPLES = 300
 
 
 @dataclass(frozen=True)
@@ -94,16 +94,12 @@ ROWS: tuple[Row, ...] = (
     _row("pigdm-100", "PiGDM", PiGDM(steps=100), True),
     _row("dps-gaussian", "DPSGaussian", DPSGaussian()),
     _row("dps-0.3", "DPS, zeta 0.3", DPS(zeta=0.3)),
-    _row("dps-1", "DPS, zeta 1", DPS(zeta=1.0)),
-    _row("ldps-0.1", "LDPS, zeta 0.1", LDPS(zeta=0.1)),
-    _row("ldps-1", "LDPS, zeta 1 (released)", LDPS()),
-    _row("psld-0.1", "PSLD, omega 0.1, gamma 0.01", PSLD(omega=0.1, gamma=0.01), True),
-    _row("psld-1", "PSLD, omega 1, gamma 0.1 (released)", PSLD(), True),
-    _row("stsl-0.1", "STSL, zeta 0.1", STSL(zeta=0.1)),
-    _row("stsl-0.1-first", "STSL, zeta 0.1, eta 0", STSL(zeta=0.1, eta=0.0)),
-    _row("stsl-0.3", "STSL, zeta 0.3", STSL(zeta=0.3)),
-    _row("stsl-gaussian", "STSL, gaussian, zeta 0.2", STSL(zeta=0.2, weighting="gaussian")),
-    _row("stsl-sde", "STSL, zeta 0.1, ancestral", STSL(zeta=0.1, solver=DDIM(eta=1.0))),
+    _row("ldps-0.1", "LDPS, zeta 0.1", LDPS(zeta=0.1, weighting="norm")),
+    _row("psld-0.1", "PSLD, omega 0.1, gamma 0.01", PSLD(omega=0.1, gamma=0.01, weighting="norm"), True),
+    _row("stsl", "STSL, polyak, zeta 0.2 (the default)", STSL(weighting="polyak", zeta=0.2)),
+    _row("stsl-norm", "STSL, norm, zeta 0.1", STSL(weighting="norm", zeta=0.1)),
+    _row("stsl-norm-first", "STSL, norm, zeta 0.1, eta 0", STSL(weighting="norm", zeta=0.1, eta=0.0)),
+    _row("stsl-gaussian", "STSL, gaussian, zeta 0.2", STSL(weighting="gaussian", zeta=0.2)),
 )
 
 
