@@ -54,23 +54,18 @@ class Target:
         return None if self.file else self.folder / LOG
 
 
-def find_target(output: str | None, settings: Settings, grid: bool) -> Target:
-    """Where ``--output`` points. ConfigError for what cannot be written; nothing is created."""
-    return place(output, settings.run, settings.items, grid)
-
-
-def place(output: str | None, run: str, items: Sequence[Item], grid: bool = False) -> Target:
-    """As `find_target`, for the pictures `items` of a run of that name."""
+def find_target(output: str | None, run: str, items: Sequence[Item], grid: bool = False) -> Target:
+    """Where ``--output`` points for these pictures. ConfigError for what cannot be written; nothing is created."""
     output = DEFAULT if output is None else output
     if output in ("", "-") or "\0" in output:
         raise ConfigError(f"--output {output!r} cannot be used: expected a folder, or a file that ends in .png")
     try:
-        return _place(Path(output), output, run, items, grid)
+        return _find_target(Path(output), output, run, items, grid)
     except (OSError, UnicodeError) as error:  # a name that is too long, a folder that may not be looked into
         raise _explained(output, error) from None
 
 
-def _place(path: Path, output: str, run: str, items: Sequence[Item], grid: bool) -> Target:
+def _find_target(path: Path, output: str, run: str, items: Sequence[Item], grid: bool) -> Target:
     suffix = (path.suffix or path.name).lower()  # ".png" has a name and no suffix
     if path.is_dir() or (suffix != ".png" and not path.exists()):
         if suffix in _OTHER_PICTURES and not path.is_dir():

@@ -66,7 +66,7 @@ def restore(
     """Restore degraded pictures: inpainting, super-resolution, deblurring, denoising."""
     from .model_ref import find_model
     from .operator_ref import find_method, find_operator, methods_listed, operators_listed
-    from .output import place
+    from .output import find_target
     from .restore_inputs import find_inputs
     from .restore_settings import RestoreSettings, jobs_of, run_of
 
@@ -84,7 +84,7 @@ def restore(
         ).check()  # fmt: skip
     inputs = find_inputs(input, ref.location)
     jobs = jobs_of(settings, inputs.pictures)
-    whole = place(output, run_of(jobs), [item for job in jobs for item in job.items])
+    whole = find_target(output, run_of(jobs), [item for job in jobs for item in job.items])
     side = whole.file is None if side_by_side is None else side_by_side
     if inputs.passed_over:
         console.note(f"{inputs.passed_over} pictures that fewstep restore made are passed over")

@@ -79,7 +79,7 @@ def sample(
         how.nfe, how.table, None if init_image is None else find_image(init_image), strength, find_loras(lora), offload,
         find_guidance(guidance),
     ).check()  # fmt: skip
-    target = find_target(output, settings, grid)
+    target = find_target(output, settings.run, settings.items, grid)
     console = Console(quiet, verbose)
     if dry_run:
         return _dry_run(settings, target, grid, format, console, how.notes)

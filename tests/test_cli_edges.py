@@ -20,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fewstep.cli import png, record, shell
-from fewstep.cli.load import _commit
+from fewstep.cli.load import commit_of
 from fewstep.cli.main import main
 from fewstep.cli.model_ref import ModelRef
 from fewstep.errors import ConfigError
@@ -224,8 +224,8 @@ def test_the_printed_command_gives_the_exact_words():
 def test_a_hub_model_is_named_by_its_commit(cli, model, tmp_path, monkeypatch):
     snapshot = tmp_path / "snapshots" / ("1f" * 20) / "model_index.json"
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(snapshot))
-    commit = _commit(ModelRef("hub", "owner/name", "owner/name"))
-    assert commit == "1f" * 20 and _commit(ModelRef("folder", "tiny", model)) is None
+    commit = commit_of(ModelRef("hub", "owner/name", "owner/name"))
+    assert commit == "1f" * 20 and commit_of(ModelRef("folder", "tiny", model)) is None
     path = Path(cli("sample", "x", "-m", model, "--steps", 1)[1].strip())
     changed(path, commit=commit, model={"name": "owner/name", "kind": "hub", "revision": "main"})
     assert f"--model owner/name --revision {commit} " in cli("inspect", path)[1]
