@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError
 from ..samplers import DDIM, Level, Prediction, Solver, State, edit
-from .likelihood import check_weighting
+from .checks import check_number
 from .pixels import data_gradient
 from .posterior import Done, Init, Posterior
 from .problem import Problem
@@ -51,6 +51,10 @@ class DPS(Posterior):
     init: Init = "gaussian"
 
     step_size: ClassVar[str] = "zeta"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.zeta, "zeta", 0.3, zero=True)
 
     def begin(self, problem: Problem) -> None:
         if not self.clip:
@@ -91,10 +95,13 @@ class DPSGaussian(Posterior):
 
     step_size: ClassVar[str] = "zeta"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.zeta, "zeta", 1.0, zero=True)
+
     def begin(self, problem: Problem) -> None:
         if problem.measurement.sigma_y == 0.0:
             raise ConfigError("DPSGaussian divides by sigma_y, which is 0 here: give the noise a size, or take DPS")
-        check_weighting("gaussian", problem.measurement.sigma_y)
 
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:
         level = problem.level(state.tick)

@@ -23,8 +23,8 @@ from typing import ClassVar
 
 import torch
 
-from ..errors import ConfigError
 from ..samplers import Level, Solver, State
+from .checks import check_number
 from .dps import ANCESTRAL
 from .linear import StateOperator
 from .posterior import Done, Posterior
@@ -50,8 +50,8 @@ class PiGDM(Posterior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.prior_variance) and self.prior_variance > 0.0):
-            raise ConfigError(f"prior_variance must be a positive number, got {self.prior_variance!r}")
+        check_number(self.zeta, "zeta", 1.0, zero=True)
+        check_number(self.prior_variance, "prior_variance", 1.0)
 
     def begin(self, problem: Problem) -> StateOperator:
         return StateOperator(problem, "PiGDM")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..samplers import Solver, State
+from .checks import check_number
 from .conjugate_gradient import conjugate_gradient
 from .dps import ANCESTRAL
 from .linear import StateOperator
@@ -50,6 +51,7 @@ class TMPD(Posterior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_number(self.zeta, "zeta", 1.0, zero=True)
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
             raise ConfigError(f"iterations must be a whole number from 1, got {self.iterations!r}")
 
