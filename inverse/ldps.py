@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..samplers import State, edit
+from .checks import check_number
 from .likelihood import Weighting, check_weighting
 from .pixels import data_step
 from .posterior import Done, Posterior
@@ -33,6 +34,11 @@ class LDPS(Posterior):
     weighting: Weighting = "norm"
 
     step_size: ClassVar[str] = "zeta"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.zeta, "zeta", 1.0, zero=True)
+        check_weighting(self.weighting, polyak=True)
 
     def begin(self, problem: Problem) -> None:
         check_weighting(self.weighting, problem.measurement.sigma_y, polyak=True)
