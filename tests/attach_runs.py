@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from diffusers import (
     ControlNetModel,
@@ -17,6 +18,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
@@ -27,6 +29,7 @@ from PIL import Image
 
 from fewstep.guidance.adaptive import AdaptiveGuidance
 from fewstep.guidance.attach import attach
+from fewstep.samplers.scheduler import FewstepScheduler
 
 from . import tiny_batched, tiny_flow, tiny_video
 from .tiny import tiny_controlnet, tiny_sd, tiny_sdxl
@@ -224,6 +227,27 @@ def sdxl_controlnet_inpaint(batch: int = 1) -> Tiny:
 def pixart_alpha(batch: int = 1) -> Tiny:
     tiny = tiny_flow.pixart(batch)
     return tiny._replace(pipe=quiet(PixArtAlphaPipeline(**tiny.pipe.components)))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Tiny:
+    """One for all tests that leave it as it was, which is what most of them are about."""
+    return guided(sd, 2)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny) -> torch.Tensor:
+    return run(tiny)
+
+
+@pytest.fixture
+def untouched(request):
+    """Whatever a test does with the shared pipeline, it runs as before."""
+    yield
+    if "tiny" in request.fixturenames:
+        pipe = request.getfixturevalue("tiny").pipe
+        assert type(pipe) is StableDiffusionPipeline and "forward" not in vars(pipe.unet)
+        assert not isinstance(pipe.scheduler, FewstepScheduler)
 
 
 FAMILIES: dict[str, Callable[..., Tiny]] = {

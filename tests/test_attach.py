@@ -10,7 +10,6 @@ import torch
 from diffusers import (
     HeunDiscreteScheduler,
     KDPM2DiscreteScheduler,
-    StableDiffusionPipeline,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
 
@@ -22,9 +21,9 @@ from fewstep.guidance.delta_reuse import DeltaReuse
 from fewstep.guidance.interval import Interval
 from fewstep.guidance.searched import SearchedPolicy
 from fewstep.samplers import DPMpp2M, solve
-from fewstep.samplers.scheduler import FewstepScheduler
 
-from .attach_runs import STEPS, counted, gammas_of, guided, raw, run, sd
+from . import attach_runs
+from .attach_runs import STEPS, counted, gammas_of, raw, run
 from .pipeline_runs import relative
 from .thresholds import apart, crossings, early
 from .tiny_flow import Tiny
@@ -32,31 +31,14 @@ from .tiny_flow import Tiny
 CLOSE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Tiny:
-    """One for all tests that leave it as it was, which is what most of them are about."""
-    return guided(sd, 2)
-
-
-@pytest.fixture(scope="module")
-def plain(tiny) -> torch.Tensor:
-    return run(tiny)
+tiny, plain, untouched = attach_runs.tiny, attach_runs.plain, attach_runs.untouched
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 @pytest.fixture(scope="module")
 def gammas(tiny) -> dict[int, tuple[float, ...]]:
     """Of the raw predictions of a run that is guided to the end."""
     return gammas_of(tiny)
-
-
-@pytest.fixture(autouse=True)
-def untouched(request):
-    """Whatever a test does with the shared pipeline, it runs as before."""
-    yield
-    if "tiny" in request.fixturenames:
-        pipe = request.getfixturevalue("tiny").pipe
-        assert type(pipe) is StableDiffusionPipeline and "forward" not in vars(pipe.unet)
-        assert not isinstance(pipe.scheduler, FewstepScheduler)
 
 
 # --- policies --------------------------------------------------------------------------------------------------------

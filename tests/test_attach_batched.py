@@ -31,8 +31,9 @@ def cost(gammas, threshold: float) -> tuple[int, ...]:
     return tuple(ticks + (ticks if k is None else k + 1) for k in crossings(gammas, threshold))
 
 
-SLOW = {"controlnet_inpaint", "sdxl_controlnet_img2img", "sdxl_controlnet_inpaint"}
-"""Whose layout and network others cover: the pipeline of their picture, and that of their ControlNet."""
+SLOW = {"controlnet_img2img", "controlnet_inpaint", "sdxl_controlnet", "sdxl_controlnet_img2img",
+        "sdxl_controlnet_inpaint", "sdxl_img2img", "sdxl_inpaint"}  # fmt: skip
+"""Whose layout and network others cover: SDXL, the pipeline of their picture, and that of their ControlNet."""
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES])

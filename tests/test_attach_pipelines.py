@@ -26,33 +26,16 @@ from fewstep.guidance.interval import Interval
 from fewstep.guidance.linear import LinearAG
 from fewstep.guidance.made_for import GIVEN, MadeFor
 
-from . import tiny_flow
+from . import attach_runs, tiny_flow
 from .attach_runs import STEPS, counted, gammas_of, guided, raw, run, sd
 from .pipeline_runs import relative
 from .thresholds import apart
-from .tiny_flow import Tiny
 
 CLOSE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Tiny:
-    """One for all tests that leave it as it was, which is what most of them are about."""
-    return guided(sd, 2)
-
-
-@pytest.fixture(scope="module")
-def plain(tiny) -> torch.Tensor:
-    return run(tiny)
-
-
-@pytest.fixture(autouse=True)
-def untouched(request):
-    """Whatever a test does with the shared pipeline, it is what it was."""
-    yield
-    if "tiny" in request.fixturenames:
-        pipe = request.getfixturevalue("tiny").pipe
-        assert type(pipe) is StableDiffusionPipeline and "forward" not in vars(pipe.unet)
+tiny, plain, untouched = attach_runs.tiny, attach_runs.plain, attach_runs.untouched
+pytestmark = pytest.mark.usefixtures("untouched")
 
 
 # --- as it was -------------------------------------------------------------------------------------------------------

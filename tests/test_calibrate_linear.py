@@ -101,7 +101,7 @@ def test_targets_of_a_chosen_plan(samples, chosen):
 
 def test_what_is_held_out_is_not_fitted_on(samples):
     """Other prompts in the last fifth of the batches leave the policy what it was."""
-    five = replace(samples, prompts=("a", "b", "c", "d", "e"), seeds=tuple(range(5)), batch=1)
+    five = replace(samples_of("2m", 4), prompts=("a", "b", "c", "d", "e"), seeds=tuple(range(5)), batch=1)
     other = replace(five, prompts=(*five.prompts[:4], "z z z"))
     assert samples_of().batches == Bench(samples, Kept(None, ""), Nobody()).fitted
     for goal in (Goal("linear"), Goal("linear", plan="alternating")):

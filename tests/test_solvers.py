@@ -83,7 +83,7 @@ def test_heun_is_exact_for_a_linear_slope():
     assert relative(solve(trace(Heun(), levels, VP), network, x).x, network.flow(x, levels[0], levels[-1])) < 1e-12
 
 
-def errors_of(row: Row, steps=(96, 192, 384)) -> list[float]:
+def errors_of(row: Row, steps=(96, 384)) -> list[float]:
     x = states(64)
     errors = []
     for n in steps:
@@ -96,7 +96,9 @@ def errors_of(row: Row, steps=(96, 192, 384)) -> list[float]:
 
 
 def slope(errors: list[float]) -> float:
-    return math.log2(errors[0] / errors[-1]) / (len(errors) - 1)
+    """The order, from the errors of two runs of which the second has four times as many steps."""
+    coarse, fine = errors
+    return math.log2(coarse / fine) / 2
 
 
 def check_order(row: Row) -> None:
@@ -107,7 +109,7 @@ def check_order(row: Row) -> None:
 
 @every_ode
 def test_order_of_convergence(row):
-    """Slope of the error on a mixture against its exact flow, n = 96..384, uniform lambda."""
+    """Slope of the error on a mixture against its exact flow, n = 96 and 384, uniform lambda."""
     check_order(row)
 
 

@@ -97,7 +97,9 @@ def cold_order(row) -> float:
 
 
 def slope(errors: list[float]) -> float:
-    return math.log2(errors[0] / errors[-1]) / (len(errors) - 1)
+    """The order, from the errors of two runs of which the second has four times as many steps."""
+    coarse, fine = errors
+    return math.log2(coarse / fine) / 2
 
 
 def error_of(row, levels, schedule, parametrisation, x, first_tick=0) -> float:
@@ -116,7 +118,7 @@ def test_a_late_start_converges(row, fraction):
     """Begun at the same fraction of the run, at every stage, the error falls at the order of a cold start."""
     for stage in range(row.ticks_a_step):
         errors = []
-        for n in (24, 48, 96):
+        for n in (24, 96):
             levels = tuple(level_at(VP, -2.5 + 4.0 * k / n) for k in range(n + 1))
             first = row.ticks_a_step * int(fraction * n) + stage
             errors.append(error_of(row, levels, VP, EPS, 0.5 * states(32), first))
@@ -134,14 +136,14 @@ def test_inversion_from_sigma_zero_and_back(row):
     """
     schedule, x = RectifiedFlow(), 0.5 * states(32)
     there, gaps = [], []
-    for n in (60, 120, 240):
+    for n in (60, 240):
         up = tuple(schedule.level(0.9 * (k / n) ** 2) for k in range(n + 1))
         network = Mixture(schedule, FLOW)
         down, exact = trace(row.solver, up[::-1], schedule), network.flow(x, up[0], up[-1])
         noisy = solve(trace(row.solver, up, schedule), network, x).x
         there.append(float((noisy - exact).abs().max()))
         gaps.append(float((solve(down, network, exact).x - x).abs().max()))
-        both_ways = float((solve(down, network, noisy).x - x).abs().max())
+    both_ways = float((solve(down, network, noisy).x - x).abs().max())
     assert slope(there) >= min(row.order, 4) - 0.3
     assert slope(gaps) >= cold_order(row) - 0.3
     assert both_ways < (0.02 if row.order == 1 else 2e-4)
@@ -151,7 +153,7 @@ def test_inversion_from_sigma_zero_and_back(row):
 def test_inversion_to_pure_noise(row):
     """From sigma = 0 up to alpha = 0, both ends with an infinite lam: the steps at either end are of first order."""
     flow, errors = RectifiedFlow(), []
-    for n in (20, 40, 80):
+    for n in (20, 80):
         levels = (*(flow.level(math.sin(0.5 * math.pi * k / n) ** 2) for k in range(n)), flow.noisiest)
         errors.append(error_of(row, levels, flow, FLOW, 0.5 * states(32)))
     assert slope(errors) >= min(row.order, 2) - 0.3
@@ -160,7 +162,7 @@ def test_inversion_to_pure_noise(row):
 @every_ode
 def test_down_up_down(row):
     """Restarts: history ends at a turn, so after each one the run is a cold start again (coarsest: the turns alone)."""
-    several = (8, 16, 32) if row.of == "x0" else (16, 32, 64)
+    several = (8, 32) if row.of == "x0" else (16, 64)
     flow, turns, errors = RectifiedFlow(), (0.9, 0.5, 0.9, 0.5, 0.3, 0.2, 0.1), []
     for n in (1, *several):
         inner = (a + (b - a) * k / n for a, b in itertools.pairwise(turns) for k in range(n))
