@@ -27,7 +27,9 @@ from ..samplers import (
     start,
     trace,
 )
+from ..samplers.grids import check_steps
 from ..samplers.noise import check_seed
+from .checks import check_number
 from .measurement import Measurement
 from .problem import Problem
 from .report import Restoration, RestorationReport, Tick, TickLine
@@ -75,6 +77,8 @@ class Posterior(ABC):
             raise ConfigError(f"init {self.init!r} does not exist: expected {', '.join(get_args(Init))}")
         if self.grid not in GRIDS:
             raise ConfigError(f"grid {self.grid!r} does not exist: expected {', '.join(GRIDS)}")
+        check_steps(self.steps)
+        check_number(self.guidance_scale, "guidance_scale", 1.0, zero=True)
 
     @abstractmethod
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:
@@ -152,7 +156,7 @@ class Posterior(ABC):
             report.ticks.append(TickLine(i, level, tuple(residual.tolist()), 1e3 * (time.perf_counter() - clock)))
             if on_tick is not None:
                 changed = on_tick(Tick(i, ticks, level, residual, state, done.prediction))
-                state = state if changed is None else edit(problem.table, state, changed.x)
+                state = state if changed is None else edit(problem.table, state, _changed(changed, state).x)
         return state
 
     def _check(self, problem: Problem, state: State, residual: Tensor, i: int) -> None:
@@ -167,6 +171,14 @@ class Posterior(ABC):
                 f"{name} diverged at step {problem.table.plan.step[i] + 1} of {self.steps} (time {float(target.time):g}"
                 f", image {k}): lower {self.step_size}, which is {value}, or take more steps"
             )
+
+
+def _changed(changed: Any, state: State) -> State:
+    if not isinstance(changed, State) or changed.tick != state.tick:
+        got = f"tick {changed.tick}" if isinstance(changed, State) else type(changed).__name__
+        raise IncompatibleError(f"on_tick must return None or a State of tick {state.tick}, such as "
+                                f"tick.state._replace(x=...); got {got}")  # fmt: skip
+    return changed
 
 
 def _inverted(problem: Problem, z: Tensor) -> Tensor:

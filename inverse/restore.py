@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import IncompatibleError
 from ..samplers.backbones import backbone_of
 from .measurement import Measurement
 from .posterior import OnTick, Posterior
@@ -31,8 +32,14 @@ def restore(
     on_tick: told of every tick, see report.Tick.
     Errors: as Posterior's.
     """
-    backbone = model if hasattr(model, "latent_shape") else backbone_of(model)
     posterior = STSL() if method is None else method
+    for value, wanted, example in (
+        (measurement, Measurement, "Measurement(y, operator, sigma_y)"),
+        (posterior, Posterior, "STSL()"),
+    ):
+        if not isinstance(value, wanted):
+            raise IncompatibleError(f"restore needs a {wanted.__name__}, such as {example}, got {type(value).__name__}")
+    backbone = model if hasattr(model, "latent_shape") else backbone_of(model)
     seeds = tuple(range(measurement.batch)) if seeds is None else tuple(seeds)
     if not checkpoint:
         return posterior(backbone, measurement, prompt=prompt, seeds=seeds, on_tick=on_tick)
