@@ -95,6 +95,9 @@ class StableDiffusion:
 
     def to_latents(self, images: Tensor) -> Tensor:
         vae = self.pipe.vae
+        if images.shape[1] != vae.config.in_channels:
+            raise ConfigError(f"this model's pictures have {vae.config.in_channels} channels, got {images.shape[1]}: "
+                              "a grey picture becomes one of three channels by expand(-1, 3, -1, -1)")  # fmt: skip
         pixels = (2.0 * images - 1.0).to(device=self.device, dtype=vae.dtype)
         mean = vae.encode(pixels).latent_dist.mode().to(images.dtype)
         shift, scale = _latent_statistics(vae, mean)
