@@ -121,7 +121,7 @@ def calibrate(
         console.warn(found.why)
     if found.policy is not None:
         words = ["fewstep", "sample", "a prompt", *([] if model == "tiny-sd" else ["-m", model])]
-        words += [] if policy == "adaptive" else _how_words(solver, schedule, steps)
+        words += [] if policy == "adaptive" else _how_words(solver, schedule, steps, negative_prompt)
         console.note(f"{target} holds this policy: run it with {_shown([*words, '--guidance', str(target)])}")
     return 0
 
@@ -255,9 +255,10 @@ def _write(found: Calibrated, target: Path) -> None:
         save(found.policy, target, found.made_for)
 
 
-def _how_words(solver: str | None, schedule: str | None, steps: int | None) -> list[str]:
+def _how_words(solver: str | None, schedule: str | None, steps: int | None, negative: str | None) -> list[str]:
     """The options of the run that a policy belongs to."""
     given = {"--solver": solver, "--schedule": schedule, "--steps": None if steps is None else str(steps)}
+    given["--negative-prompt"] = negative
     return [word for option, value in given.items() if value is not None for word in (option, value)]
 
 

@@ -271,4 +271,5 @@ def _command(settings: Settings, target: Path) -> str:
     if settings.model.name != "tiny-sd":
         words += ["-m", settings.model.location]
     words += ["--solver", settings.solver, "--schedule", settings.schedule, "--steps", str(settings.steps)]
+    words += [] if settings.negative_prompt is None else ["--negative-prompt", settings.negative_prompt]
     return shown([*words, "--guidance", str(target)])

@@ -37,7 +37,10 @@ def test_calibrate_reports(cli, model):
 
 def test_the_plan_of_linear_and_what_was_held_out(cli, model):
     words = ("calibrate", *"abcde", "-m", model, *HOW, "--batch-size", 1, "--policy", "linear", "-o", "p.safetensors")
-    found = json.loads(cli(*words, "--format", "json")[1])
+    words += ("-n", "a b")
+    _, out, err = cli(*words, "--format", "json")
+    found = json.loads(out)
+    assert f"{' '.join(map(str, HOW[:4]))} --negative-prompt 'a b' --guidance p.safetensors" in err
     errors = found["error"], found["held_out"]
     assert found["nfe"]["mean"] == 5 and errors[1]["images"] == 1 and errors[1]["max"] <= errors[0]["max"]
     assert policy_file.load("p.safetensors")[0].kinds == ("cfg", "linear", "linear", "linear")

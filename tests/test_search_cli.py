@@ -38,9 +38,9 @@ def test_the_command_makes_a_policy_that_sample_takes(cli, model):  # noqa: F811
 
 def test_the_table_of_the_command(cli, model):  # noqa: F811
     code, out, err = cli(
-        "search", "one", "-m", model, *QUICK, "-o", "s.safetensors", "--strengths", "5,7.5", "--gumbel"
+        "search", "one", "-m", model, *QUICK, "-o", "s.safetensors", "--strengths", "5,7.5", "--gumbel", "-n", "y"
     )
-    assert code == 0, err
+    assert code == 0 and "--steps 2 --negative-prompt y --guidance" in err, err
     assert "3 of 4 evaluations an image, 25.0 % saved" in out
     assert "the same prompts with other seeds" in out
     assert "first 1 steps guided" in out
