@@ -59,19 +59,24 @@ def test_the_script_is_valid(bash):
     assert subprocess.run([bash, "-n", str(SCRIPT)]).returncode == 0
 
 
-def test_every_check_in_the_interpreter(bash, tmp_path):
+@pytest.mark.parametrize("only", [("philox_normal",), pytest.param((), marks=pytest.mark.slow)], ids=["one", "all"])
+def test_the_checks_in_the_interpreter(bash, tmp_path, only):
+    """All of them where the suite may take minutes; tests/interpreted has most of what they check."""
     pytest.importorskip("triton")
     environment = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([bash, str(SCRIPT), "--device", "cpu"], env=environment, capture_output=True, text=True)
+    words = [bash, str(SCRIPT), "--device", "cpu", *(word for name in only for word in ("--only", name))]
+    run = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert set(report) == {"schema", "command", "machine", "versions", "entries"}
     assert all(set(entry) == KEYS for entry in report["entries"])
-    assert [entry["name"] for entry in report["entries"]] == [entry.name for entry in gpu.ENTRIES]
-    for entry, found in zip(gpu.ENTRIES, report["entries"], strict=True):
+    entries = [entry for entry in gpu.ENTRIES if not only or entry.name in only]
+    assert [entry["name"] for entry in report["entries"]] == [entry.name for entry in entries]
+    for entry, found in zip(entries, report["entries"], strict=True):
         assert found["status"] == ("passed" if entry.on_cpu else "skipped") and not found["errors"]
         assert bool(found["outcomes"]) == entry.on_cpu
-    assert "readers_are_refused: needs CUDA" in next(e for e in report["entries"] if e["name"] == "graphs")["skipped"]
+        if entry.name == "graphs":
+            assert "readers_are_refused: needs CUDA" in found["skipped"]
     text = (tmp_path / "gpu.md").read_text() + (tmp_path / "gpu.json").read_text()
     assert platform.node() not in text and str(tmp_path) not in text and str(SCRIPT.parent) not in text
 
