@@ -45,7 +45,7 @@ class LinearOperator(Operator, Protocol):
         ...
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        """A^+ y, the shortest of the x that come closest to y."""
+        """A^+ y, the shortest x of those closest to y. It may amplify noise in y: see solve.damped_inverse."""
         ...
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
