@@ -100,7 +100,7 @@ class InpaintBox(Inpainting):
 class InpaintRandom(Inpainting):
     """Single pixels are missing, in all channels alike: round(fraction_missing * H * W) of them.
 
-    fraction_missing: the field's are 0.7, and 0.4 in STSL's table.       seed: decides which, with the size.
+    fraction_missing: the field's is 0.7.       seed: decides which, with the size.
     """
 
     fraction_missing: float = 0.7

@@ -40,7 +40,7 @@ _TIE = 1e-9
 class JPEG:
     """Compression and decompression of pictures in [0, 1] with 1 or 3 channels (grey, RGB); of the same size.
 
-    quality: 1 to 100, which scales the standard tables as libjpeg does. The field's are 5, 10 and 20.
+    quality: 1 to 100, which scales the standard tables as libjpeg does. At 10 the blocks are plain to see.
     chroma: "4:2:0" (colour at half the resolution, the usual) or "4:4:4".
     Not linear, so it has no adjoint. Values are rounded to 8 bits and clipped as an encoder and a decoder do; a
     picture's edge is repeated up to whole blocks. The gradient passes every rounding and clipping as if it were not
