@@ -25,7 +25,7 @@ class GaussianBlur(Separable):
     std: of the Gaussian in pixels. None: 3 pixels in 256, and as much of the shorter side in other sizes (0.75
     in 64, 6 in 512).
     size: pixels of the kernel, odd. None: up to 4 std to each side. The field's are 61 with std 3 in 256 pixels, and
-    121 with std 3 in 512; what lies beyond 4 std is below 1e-4 of the whole.
+    121 with std 3 in 512; what lies beyond 4 std is below 1e-4 of it per axis.
     padding: beyond the edge, "reflect" (the edge pixel once, the field's) or "circular".
     rcond: A_dagger leaves out the singular values below this part of the largest. A Gaussian has ever smaller ones: for
     measurements with noise take 0.01 to 0.1, or `solve.damped_inverse`; prox_l2 needs none.
