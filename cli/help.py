@@ -16,6 +16,9 @@ OTHER_NAMES = {
     "--cfg": "--guidance-scale", "--cfg-scale": "--guidance-scale", "--scale": "--guidance-scale",
     "--n-iter": "--num-images", "--count": "--num-images", "--image": "--init-image", "--ckpt": "--model",
     "--denoise": "--strength", "--denoising-strength": "--strength", "--out": "--output", "--outdir": "--output",
+    "--task": "--operator", "--degradation": "--operator", "--mask": "--operator", "--kernel": "--operator",
+    "--sigma": "--noise-std", "--sigma-y": "--noise-std", "--noise": "--noise-std", "--algorithm": "--method",
+    "--num-samples": "--samples", "--num-images": "--samples", "--posterior": "--method",
 }  # fmt: skip
 
 
@@ -44,9 +47,16 @@ def instead_of(option: str) -> str:
     return _INSTEAD.format(solvers=solvers, grids=", ".join(GRID_NAMES), option=option)
 
 
+def _of_restore(option: str) -> str:
+    return (f"fewstep restore has no {option}: the posterior sampler is --method, its update rule --method "
+            "NAME:solver=SOLVER, its noise levels --method NAME:grid=GRID; see fewstep restore --help")  # fmt: skip
+
+
 def usage_line(error: Any, command: str = "") -> str:
     """What was wrong with the command line, and where the help is.       command: the one that was called."""
     name = getattr(error, "option_name", None)
+    if command == "restore" and name in ("--sampler", "--scheduler", "--solver", "--schedule"):
+        return _of_restore(name)
     if name in ("--sampler", "--scheduler"):
         return instead_of(name)
     context = getattr(error, "ctx", None)

@@ -75,6 +75,8 @@ def restore(
             emit(line)
         return 0
     checks.one_of("--format", format, checks.FORMATS)
+    if not input:
+        find_inputs(input)  # raises: what to restore comes first
     console = Console(quiet, verbose)
     with console.hushed():
         ref = find_operator(operator)

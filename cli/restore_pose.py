@@ -101,6 +101,8 @@ def _given(job: Job, frame: Frame) -> Posed:
     if resized:
         seen = f"{width // factor}x{height // factor} pixels" + (f" to become {width}x{height}" if factor > 1 else "")
         noise = "" if masked else "; --noise-std is that of the resized picture"
+        if factor > 1 and width < w:
+            noise += " (if this is the clean picture, add --simulate)"
         note = f"{job.name} is resized from {w}x{h} to {seen}{masked}{noise}"
     measurement = Measurement(y, operator, s.noise_std)
     measurement = replace(measurement, y=measurement.seen(y))
@@ -115,7 +117,8 @@ def _fitting(job: Job, frame: Frame, size: tuple[int, int], multiple: int) -> tu
     much = w * h > MUCH * frame.default[0] * frame.default[1]
     if much and s.height is None and s.width is None and _may_resize(s.operator, s.simulate):
         shrink = math.sqrt(frame.default[0] * frame.default[1] / (w * h))
-        size = (round(w * shrink) or 1, round(h * shrink) or 1)
+        shrink = max(shrink, frame.least / min(w, h))
+        size = (round(w * shrink), round(h * shrink))
     height, width = fitting_size(size, s.height, s.width, multiple)
     if min(height, width) < frame.least or (min(w, h) < 2 and s.height is None and s.width is None):
         least = -(-frame.least // multiple) * multiple
@@ -141,7 +144,7 @@ def _check_resizable(job: Job, frame: Frame, height: int, width: int) -> None:
     )  # fmt: skip
     raise ConfigError(
         f"it has {w}x{h} pixels and {wanted}; resizing it would change what --operator {s.operator.name} says of it: "
-        f"crop it to {down[0]}x{down[1]}, or give --operator mask:file=MASK for missing pixels"
+        f"crop it to {down[0]}x{down[1]}"
     )
 
 

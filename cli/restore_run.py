@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, FewstepError, NumericsError
+from ..errors import ConfigError, FewstepError, IncompatibleError, NumericsError
 from ..files import write_atomic
 from . import output, png, record, restore_record
 from .console import Console, emit
@@ -40,7 +40,8 @@ class Made:
 
     @property
     def todo(self) -> list[tuple[Item, ...]]:
-        return [batch for batch in self.job.batches if any(item.index not in self.outcome.lines for item in batch)]
+        settled = self.outcome.lines.keys() | self.outcome.failed.keys()
+        return [batch for batch in self.job.batches if any(item.index not in settled for item in batch)]
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Runner:
             self.console.note(f"{what} are there already and are kept")
         frame = frame_of_ref(self.settings.model)
         if frame is not None:
-            _check_sizes(made, frame)
+            _check_sizes(made, frame)  # before any weight is read
         try:
             backbone = self._load(made[0].target) if any(one.todo for one in made) else None
             frame = frame if backbone is None else _frame(backbone, self.settings.model.name, frame)
@@ -99,8 +100,11 @@ class Runner:
         with self.console.progress(batches * self.settings.method.method.steps) as bar:
             for number, one in enumerate(made):
                 whole = not one.todo and len(one.beside) == len(paths_beside(one.job, one.target, self.side))
-                if frame is not None and not whole:
-                    self._job(one, pose(one.job, frame), backbone, bar, f"picture {number + 1} of {len(made)}")
+                posed = (
+                    None if frame is None or whole or one.outcome.failed else _posed(one, frame, alone=len(made) == 1)
+                )
+                if posed is not None:
+                    self._job(one, posed, backbone, bar, f"picture {number + 1} of {len(made)}")
                 complete_log(one.target, one.outcome)
                 self._print(one, bar)
         self.restoring = time.perf_counter() - start
@@ -179,11 +183,32 @@ def find_made(jobs: Sequence[Job], whole: output.Target) -> list[Made]:
 
 
 def _check_sizes(made: Sequence[Made], frame: Frame) -> None:
-    """Poses a picture of each size before any weight is read, so that what does not fit is said at once."""
-    sizes = {one.job.source.size: one.job for one in made if one.todo}
-    for job in sizes.values():
-        posed = pose(job, frame)
+    """Poses a picture of each size. What does not fit is an error if nothing fits, else that picture's failure."""
+    todo = [one for one in made if one.todo]
+    good: set[tuple[int, int]] = set()
+    for one in todo:
+        if one.job.source.size not in good and _posed(one, frame, alone=len(made) == 1) is not None:
+            good.add(one.job.source.size)
+    if todo and not good and not any(one.outcome.lines for one in made):
+        why = next(iter(todo[0].outcome.failed.values()))
+        raise ConfigError(f"none of the {len(made)} INPUTs can be restored so; the first: {why}")
+
+
+def _posed(one: Made, frame: Frame, *, alone: bool) -> Posed | None:
+    """The measurement, or the error why there is none: raised if this picture is the only one, else its failure."""
+    try:
+        posed = pose(one.job, frame)
         posed.measurement.residual(posed.measurement.guess())
+        return posed
+    except (ConfigError, IncompatibleError) as error:
+        if alone:
+            raise
+        _fail(one, str(error))
+        return None
+
+
+def _fail(one: Made, why: str) -> None:
+    one.outcome.failed |= {item.index: why for item in one.job.items if item.index not in one.outcome.lines}
 
 
 def _frame(backbone: Backbone, name: str, known: Frame | None) -> Frame:
@@ -197,7 +222,7 @@ def _restored(
 
     s = job.settings
     try:
-        return restore(
+        found = restore(
             backbone,
             posed.measurement,
             s.method.method,
@@ -206,8 +231,11 @@ def _restored(
             checkpoint=s.checkpoint,
             on_tick=on_tick,
         )
+        if not bool(found.x.isfinite().all()):
+            raise NumericsError(f"its pixels are no numbers; try another --dtype than {s.dtype}")
+        return found
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, FewstepError) or not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
+        if not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
             raise
         hints = [] if s.checkpoint else ["--checkpoint"]
         hints += ["a smaller --batch-size"] if len(batch) > 1 else ["a smaller --height and --width"]
@@ -236,8 +264,6 @@ def _quality(found: Restoration, posed: Posed, row: int) -> dict[str, Any]:
     from ..inverse.metrics import WINDOW, psnr, ssim
 
     m, x = posed.measurement, found.x[row : row + 1]
-    if not bool(torch.isfinite(x).all()):
-        raise ConfigError("the restored pixels are no numbers; try --dtype float32")
     with torch.no_grad():
         residual = float(torch.linalg.vector_norm(m.residual(x.to(m.y.dtype)).double())) / math.sqrt(m.count)
         before = m.guess().clamp(0.0, 1.0)

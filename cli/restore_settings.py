@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import checks
+from .console import printable
 from .init_image import InitImage
 from .model_ref import ModelRef
 from .operator_ref import MethodRef, OperatorRef
@@ -93,7 +94,7 @@ class Job:
     @property
     def name(self) -> str:
         """The file's name, for people."""
-        return Path(self.source.location).name
+        return printable(Path(self.source.location).name)
 
     @property
     def metadata(self) -> bool:
@@ -139,7 +140,7 @@ class Job:
 
     def target(self, whole: Target) -> JobTarget:
         """Where its pictures go."""
-        return JobTarget(whole.folder, whole.file, self.run, _stem(self.name), self.items)
+        return JobTarget(whole.folder, whole.file, self.run, _stem(self.source.location), self.items)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class JobTarget(Target):
 def jobs_of(settings: RestoreSettings, sources: Sequence[InitImage]) -> tuple[Job, ...]:
     """A job per picture; what has the same contents and the same name once."""
     jobs = [Job(settings, source) for source in sources]
-    found = tuple({(_stem(job.name), job.run): job for job in jobs}.values())
+    found = tuple({(_stem(job.source.location), job.run): job for job in jobs}.values())
     total = len(found) * settings.samples
     if total > checks.MAX_IMAGES:
         raise ConfigError(f"{len(found):,} pictures with --samples {settings.samples:,} are {total:,}: at most "
@@ -177,7 +178,7 @@ def run_of(jobs: Sequence[Job]) -> str:
     return hashlib.sha256(" ".join(job.run for job in jobs).encode()).hexdigest()[:8]
 
 
-def _stem(name: str) -> str:
+def _stem(location: str) -> str:
     """The part of a file's name that a new name may begin with, on any system."""
-    plain = "".join(c if c.isprintable() and c not in '<>:"/\\|?* ' else "_" for c in Path(name).stem)
+    plain = "".join(c if c.isprintable() and c not in '<>:"/\\|?* ' else "_" for c in Path(location).stem)
     return plain.encode("utf-8", "replace")[:MAX_STEM].decode("utf-8", "ignore").strip(".-_ ") or "picture"

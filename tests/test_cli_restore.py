@@ -103,6 +103,26 @@ def test_the_same_command_goes_on_and_inspect_prints_it(cli, model):
     assert np.array_equal(pixels(out.split()[0]), pixels(files[1]))
 
 
+def test_interrupted(cli, model, monkeypatch):
+    """What was made stays, whole, and the same command goes on."""
+    how = ("restore", draw("a.png"), "-m", model, "--operator", "sr:factor=2", *QUICK, "--samples", 2)
+    calls = iter(range(10))
+
+    def second(*arguments, **options):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return restore(*arguments, **options)
+
+    monkeypatch.setattr("fewstep.inverse.restore.restore", second)
+    code, out, err = cli(*how)
+    assert code == 130 and "interrupted with 1 of 2 pictures" in err
+    (first,) = Path("outputs").glob("*.png")
+    assert not list(Path("outputs").glob(".*"))
+    before = first.read_bytes()
+    code, out, _ = cli(*how)
+    assert code == 0 and len(out.split()) == 5 and first.read_bytes() == before
+
+
 def test_a_degraded_picture_becomes_larger_by_the_factor(cli, model):
     source = draw("small.png", 10, 8)
     code, out, err = cli("restore", source, "-m", model, "--operator", "sr:factor=2", *QUICK, "-o", "large.png")
@@ -136,12 +156,15 @@ def test_a_folder_with_a_broken_picture(cli, model):
     draw("in/b.png", seed=1)
     draw("in/a.png", seed=2)
     Path("in/broken.png").write_bytes(Path("in/a.png").read_bytes()[:60])
+    draw("in/odd.png", 15, 16)
     Path("in/notes.txt").write_text("no picture")
-    how = ("restore", "in", "-m", model, "--operator", "denoise", *QUICK, "-o", "in", "--quiet")
+    how = ("restore", "in", "-m", model, "--operator", "jpeg", *QUICK, "-o", "in", "--quiet")
     code, out, err = cli(*how)
     names = [Path(line).name.partition("-")[0] for line in out.split()]
     assert code == 3 and names == ["a", "a", "b", "b"]
-    assert err.startswith("warning: INPUT 'broken.png' is damaged") and err.count("\n") == 1
+    broken, odd = err.splitlines()
+    assert broken.startswith("warning: INPUT 'broken.png' is damaged")
+    assert odd.startswith("warning: odd.png, seed 0, failed: ") and odd.endswith("crop it to 14x16")
     code, again, err = cli(*how)
     assert code == 3 and again == out and len(Path("in/run.jsonl").read_text().splitlines()) == 2
 

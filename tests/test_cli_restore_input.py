@@ -21,6 +21,7 @@ from fewstep.errors import ConfigError
 from fewstep.guidance.pictures import pixels_of
 from fewstep.inverse.named import METHODS, OPERATOR_NAMES, fields_of, method_of, written
 from fewstep.inverse.operators.named import OPERATORS
+from fewstep.inverse.stsl import STSL
 
 from . import cli_runs
 
@@ -61,6 +62,7 @@ def job(source: Path, operator: str, **more) -> Job:
         ((60, 70), "denoise", {}, (72, 64)),  # to the nearest multiples of 8
         ((60, 60), "sr:factor=3", {}, (72, 72)),  # and of the factor: 24
         ((800, 400), "blur-gaussian", {}, (48, 88)),  # as many pixels as 64x64: 90.5 x 45.3
+        ((4000, 50), "denoise", {}, (16, 1280)),  # but no side below 16
         ((100, 100), "inpaint-box", {"height": 32}, (32, 32)),
     ],
 )
@@ -177,6 +179,8 @@ def files(tmp_path) -> None:
         ((), "there is no INPUT"),
         (("good.png", "--operator", ""), "unknown operator"),
         (("good.png", "--no-such"), "no option --no-such"),
+        (("good.png", "--solver", "2m"), "--method NAME:solver=SOLVER"),
+        (("good.png", "--num-images", "2"), "did you mean --samples?"),
         (("text.png",), "'text.png' is no picture"),
         (("cut.png",), "'cut.png' is damaged"),
         (("one.png",), "too small"),
@@ -231,7 +235,7 @@ def test_names_that_help_shows_are_those_that_there_are(cli):
     code, out, _ = cli("restore", "--operator", "help")
     assert code == 0 and all(f"\n{name} " in "\n" + out for name in OPERATORS) and "factor=4" in out
     code, out, _ = cli("restore", "--method", "help")
-    assert code == 0 and all(f"\n{name} " in "\n" + out for name in METHODS) and "zeta=0.1" in out
+    assert code == 0 and all(f"\n{name} " in "\n" + out for name in METHODS) and f"zeta={STSL().zeta!r}" in out
 
 
 @pytest.mark.parametrize("text", [*METHODS, "stsl:K=2,solver=2m,init=gaussian", "ldps:solver=sde-2m:eta=0.5"])
