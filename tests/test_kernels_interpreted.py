@@ -11,10 +11,11 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_the_kernels_in_the_interpreter():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_kernels_in_the_interpreter(which):
     folder = Path(__file__).parent / "interpreted"
     environment = {**os.environ, "TRITON_INTERPRET": "1", "FEWSTEP_KERNELS": "triton", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, str(folder)]
     # From a folder of its own: `python -m` puts the current one on sys.path, and ours has a package named `kernels`.
     run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     print(run.stdout)

@@ -5,6 +5,8 @@ By hand: TRITON_INTERPRET=1 FEWSTEP_KERNELS=triton pytest tests/interpreted
 
 import os
 
+import pytest
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and os.environ.get("FEWSTEP_KERNELS") == "triton"
 collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 
@@ -28,6 +30,19 @@ def round_to_bfloat16_as_gpus_do():
         return cast(self, src, dst_type)
 
     InterpreterBuilder.cast_impl = rounded
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    """Plain torch instead of the kernels, for the length of a call."""
+    from fewstep.kernels import choice
+
+    def run(function, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(choice, "use_triton", lambda where: False)
+            return function(*args, **kwargs)
+
+    return run
 
 
 if INTERPRETED:

@@ -6,25 +6,12 @@ import pytest
 import torch
 
 from fewstep.guidance.adaptive import AdaptiveGuidance
-from fewstep.kernels import choice
 from fewstep.samplers import EPS, SOLVERS, DiscreteVP, feeding, solve, trace
 from fewstep.samplers.grids import uniform_lambda
 
 VP = DiscreteVP.scaled_linear()
 SHAPE = (2, 4, 8, 8)
 SCALE = 7.5
-
-
-@pytest.fixture
-def reference(monkeypatch):
-    """Plain torch instead of the kernels, for the length of a call."""
-
-    def run(function, *args, **kwargs):
-        with monkeypatch.context() as patch:
-            patch.setattr(choice, "use_triton", lambda where: False)
-            return function(*args, **kwargs)
-
-    return run
 
 
 class Apart:
@@ -56,7 +43,7 @@ class Apart:
 @pytest.mark.parametrize(
     "options", ({}, {"on_switch": "delta_reuse"}, {"lower_order": True}, {"rule": "same"}, {"lag": 1}), ids=str
 )
-@pytest.mark.parametrize("name", ("2m", "unipc-3"))
+@pytest.mark.parametrize("name", ("2m", pytest.param("unipc-3", marks=pytest.mark.slow)))
 def test_images_that_switch_at_their_own_ticks(name, options, reference, monkeypatch):
     """NaN in what they did not evaluate must not be read by a kernel either."""
     policy = AdaptiveGuidance(0.9, scale=SCALE, space="raw", **options)

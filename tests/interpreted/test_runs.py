@@ -9,7 +9,7 @@ import torch
 from fewstep.benchmarks.counting import DispatchCounter
 from fewstep.guidance.cfg import CFG
 from fewstep.guidance.interval import Interval
-from fewstep.kernels import choice, ops, triton_combine, triton_tick
+from fewstep.kernels import ops, triton_combine, triton_tick
 from fewstep.samplers import EPS, SOLVERS, DiscreteVP, NoiseTape, graph, solve, trace
 from fewstep.samplers.grids import uniform_lambda
 from fewstep.samplers.guided import known, static
@@ -35,8 +35,15 @@ def one_of_each_shape():
     return list(found.values())
 
 
+FAST = ("2m", "unipc-3", "sde-2m", "heun")  # several steps, three outputs, noise, two ticks a step
+
+
 NAMES = one_of_each_shape()
-EVERY = [(name, guided) for name in NAMES for guided in GUIDANCE]
+assert set(FAST) <= set(NAMES)
+every_name = pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
+every_guidance = pytest.mark.parametrize("guided", GUIDANCE)
 
 
 class Net:
@@ -60,18 +67,6 @@ class Net:
         parts = out.chunk(len(branches))
         scaled = [(0.9 if b == "uncond" else 1.0) * part for b, part in zip(branches, parts, strict=True)]
         return tuple(torch.cat(scaled).to(self.dtype).chunk(len(branches)))
-
-
-@pytest.fixture
-def reference(monkeypatch):
-    """Plain torch instead of the kernels, for the length of a call."""
-
-    def run(function, *args, **kwargs):
-        with monkeypatch.context() as patch:
-            patch.setattr(choice, "use_triton", lambda where: False)
-            return function(*args, **kwargs)
-
-    return run
 
 
 def start_of(shape=SHAPE, dtype=torch.float32):
@@ -116,7 +111,8 @@ def tolerance(name, guided):
     return 2.0 * total  # both runs round
 
 
-@pytest.mark.parametrize(("name", "guided"), EVERY)
+@every_name
+@every_guidance
 def test_a_whole_run_equals_the_reference(name, guided, reference):
     found, expected = run(name, guided), reference(run, name, guided)
     bound = reference(tolerance, name, guided)
@@ -158,7 +154,8 @@ def counted(name, guided, net_dtype, shape=(1, 4, 8, 8)):
     return [b.since(a) for a, b in zip(snapshots, snapshots[1:], strict=False)], counter
 
 
-@pytest.mark.parametrize(("name", "guided"), EVERY)
+@every_name
+@every_guidance
 @pytest.mark.parametrize("net", (torch.float32, torch.bfloat16))
 def test_one_launch_a_tick_and_no_byte_too_many(name, guided, net):
     table, guidance = table_of(name), GUIDANCE[guided]
@@ -240,7 +237,7 @@ def captured(table, net, x, guidance, first_tick=0):
     return graph.Captured(table, lowered, net, x, lambda body, reset: body)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_name
 @pytest.mark.parametrize("guidance", GUIDANCE_KINDS, ids=("none", "cfg", "interval"))
 def test_the_captured_ticks_equal_the_loop_bitwise(name, guidance):
     table, x, tape = table_of(name), start_of(), NoiseTape((5, 6))
