@@ -79,9 +79,13 @@ def read_settings(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def write_settings(path: Path, settings: Settings, command: str) -> None:
-    """The file, in the order of tasks and methods."""
-    ordered = {task: {kind: settings[task][kind] for kind in METHODS if kind in settings[task]}
-               for task in TASKS if task in settings}  # fmt: skip
+    """The file, in the order of tasks and methods; what another process wrote meanwhile is kept."""
+    whole = read_settings(path)
+    for task, methods in settings.items():
+        whole.setdefault(task, {}).update({kind: dict(setting) for kind, setting in methods.items()})
+    ordered = {task: {kind: whole[task][kind] for kind in METHODS if kind in whole[task]}
+               for task in TASKS if task in whole}  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
     unfinished.write_text(json.dumps({"command": command, "settings": ordered}, indent=1) + "\n", encoding="utf-8")
     os.replace(unfinished, path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..inverse.measurement import Measurement
 from ..samplers.backbones import Backbone
 from .guidance_plot import INK, font
 from .restore_measure import collected, judged
@@ -51,7 +52,7 @@ def first_columns(backbone: Backbone, task: Task) -> list[Column]:
     metrics = judged(own, "test", 0, y)
     return [
         Column("truth", _pixels(true), [""] * COUNT),
-        Column("measured", _pixels(y.y.clamp(0.0, 1.0)), [""] * COUNT),
+        Column("measured", _pixels(_shown(y)), [""] * COUNT),
         Column("autoencoder", _pixels(own), _words(metrics["psnr"], metrics["accepted"])),
     ]
 
@@ -84,6 +85,13 @@ def sheet(columns: Sequence[Column], path: Path) -> None:
             draw.text((x + side / 2, y + side + BELOW / 2 - 1), words, INK, font(5.5), anchor="mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def _shown(y: Measurement) -> Tensor:
+    """What was measured as a picture; a chequerboard where nothing was."""
+    rows, columns = (torch.arange(n) // 4 for n in y.y.shape[-2:])
+    chequers = torch.where((rows[:, None] + columns) % 2 == 0, 0.35, 0.65).expand_as(y.y)
+    return torch.where(y.seen(torch.ones_like(y.y)) != 0.0, y.y.clamp(0.0, 1.0), chequers)
 
 
 def _pixels(x: Tensor) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .restore_markdown import markdown
 from .restore_measure import PARTS, Measured, code_of, collected, judged
 from .restore_memory import peaks
 from .restore_problems import COUNTS, TASKS, measurement, truth
-from .restore_rows import CHUNK, FORWARDS, MAIN, SWAPPED, TITLES, Row, Settings, every_row, papers_count
+from .restore_rows import CHUNK, FORWARDS, GRID, MAIN, SWAPPED, TITLES, Row, Settings, every_row, papers_count
 from .restore_statistics import accuracies, mean_of
 
 METRICS = ("psnr", "ssim", "chi2")
@@ -65,7 +65,7 @@ def _line(row: Row, m: Measured, reference: Measured | None) -> dict[str, Any]:
     """The numbers of one row."""
     line: dict[str, Any] = {
         "row": row.name, "label": row.label, "task": row.task, "kind": row.kind, "budget": row.budget,
-        "method": described(row.method), "steps": row.method.steps, "pictures": len(m.psnr),
+        "method": described(row.method, GRID[row.kind][0]), "steps": row.method.steps, "pictures": len(m.psnr),
         "papers_count": papers_count(row.method), "cost": dict(zip(PARTS, m.cost.mean(0).tolist(), strict=True)),
         "seconds_a_step": float(m.cpu.mean()) * CHUNK / row.method.steps, "seconds": float(m.seconds.sum()),
         "failed": sorted({text for text in m.failed.tolist() if text}),
@@ -117,9 +117,10 @@ def _tuned(folder: Path, settings: Settings, task: str, kind: str) -> dict[str, 
     return {"task": task, "method": TITLES[kind], "chosen": setting, "at_edge": edge, "runs": runs}
 
 
-def described(method: Posterior) -> str:
-    """What a reader would type: the fields that are not at their defaults."""
-    given = [f for f in fields(method) if f.name == "steps" or getattr(method, f.name) != f.default]
+def described(method: Posterior, chosen: Collection[str]) -> str:
+    """What a reader would type: the steps, the fields that were chosen, and those that are not at their defaults."""
+    shown = {"steps", *chosen}
+    given = [f for f in fields(method) if f.name in shown or getattr(method, f.name) != f.default]
     return f"{type(method).__name__}({', '.join(f'{f.name}={getattr(method, f.name)!r}' for f in given)})"
 
 

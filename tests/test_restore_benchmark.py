@@ -128,6 +128,7 @@ def tiny(monkeypatch, backbone):
     for split in COUNTS:
         monkeypatch.setitem(COUNTS, split, 1)
     monkeypatch.setattr(restore_memory, "STEPS", (1, 2))
+    monkeypatch.setattr(restore, "MAIN", ("ldps",))  # whose memory is measured
     monkeypatch.setattr(restore, "gates", lambda backbone: [])
     monkeypatch.setattr(restore, "model", lambda: backbone)
     for kind, method in METHODS.items():
@@ -167,7 +168,7 @@ def test_the_whole_benchmark_resumes_and_says_what_it_left_out(tiny, tmp_path, m
     assert rows["sr-ldps-1x"]["differences"]["psnr"][0] == pytest.approx(
         rows["sr-ldps-1x"]["per_picture"]["psnr"][0] - rows["sr-stsl-1x"]["per_picture"]["psnr"][0]
     )
-    assert [entry["method"] for entry in first["memory"]] == ["STSL", "LDPS", "PSLD", "P2L"]
+    assert [entry["method"] for entry in first["memory"]] == ["LDPS"]
     assert [bound["label"] for bound in first["bounds"]] == ["D(E(x)), the autoencoder's own", "first guess"]
     page = (tmp_path / "out" / "restore.md").read_text()
     assert page in shown.out and "| LDPS, 4x | `LDPS(steps=4" in page and "### Super-resolution" in page
@@ -177,6 +178,7 @@ def test_the_whole_benchmark_resumes_and_says_what_it_left_out(tiny, tmp_path, m
     with monkeypatch.context() as patch:  # everything is in the cache
         patch.setattr(restore_measure, "measured", lambda *_: pytest.fail("it was there"))
         assert run(tmp_path, "--minutes", 5, "--tune") == 0
+    assert json.loads((tmp_path / "settings.json").read_text())["settings"] == settings
     again = json.loads((tmp_path / "out" / "restore.json").read_text())
     assert again["rows"] == first["rows"] and again["tuning"] == first["tuning"]
     capsys.readouterr()
