@@ -68,7 +68,9 @@ class Runner:
             _check_sizes(made, frame)  # before any weight is read
         try:
             backbone = self._load(made[0].target) if any(one.todo for one in made) else None
-            frame = frame if backbone is None else _frame(backbone, self.settings.model.name, frame)
+            if backbone is not None:
+                _check_colours(backbone, self.settings.model.name)
+                frame = frame_of(backbone, self.settings.model.name) if frame is None else frame
             self._jobs(made, backbone, frame)
         except KeyboardInterrupt:
             done = sum(len(one.outcome.lines) for one in made)
@@ -211,8 +213,11 @@ def _fail(one: Made, why: str) -> None:
     one.outcome.failed |= {item.index: why for item in one.job.items if item.index not in one.outcome.lines}
 
 
-def _frame(backbone: Backbone, name: str, known: Frame | None) -> Frame:
-    return known if known is not None else frame_of(backbone, name)
+def _check_colours(backbone: Backbone, name: str) -> None:
+    channels = backbone.latent_shape(*backbone.default_size)[0]
+    if backbone.family == "unet2d" and channels != 3:
+        raise IncompatibleError(f"{name} makes pictures of {channels} channel(s), and fewstep restore has those of 3: "
+                                "use fewstep.restore in Python")  # fmt: skip
 
 
 def _restored(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from fewstep.cli import png
@@ -22,6 +23,7 @@ from fewstep.samplers.backbones import load_backbone
 
 from . import cli_runs
 from .cli_runs import pixels
+from .tiny_pixels import TINY, tiny_pixels
 
 cli, model = cli_runs.cli, cli_runs.model
 
@@ -224,3 +226,21 @@ def test_options_from_a_file_and_a_dry_run(cli, model):
     code, out, _ = cli("restore", "--config", "o.toml", "-m", model, "--dry-run", "--format", "json", "--steps", 4)
     found = json.loads(out)
     assert found["method"]["steps"] == 4 and found["images"][0]["there"] is False and not Path("outputs").exists()
+
+
+def test_models_of_pixels(cli, tmp_path):
+    """DPS on a model without text; pictures too small for SSIM; a model of grey pictures is refused by name."""
+    source = draw("a.png", 8, 8)
+    tiny_pixels().save_pretrained("pixels", safe_serialization=True)
+    how = ("restore", source, "--operator", "sr:factor=2", "--simulate", "--method", "dps", "--steps", 2)
+    code, out, err = cli(*how, "-m", "pixels")
+    assert code == 0, err
+    fields = fields_of(out.split()[0])
+    assert fields["method"]["name"] == "dps" and fields["cost"]["decoder_forward"] >= 2
+    assert "psnr" in fields and "ssim" not in fields
+    code, out, err = cli(*how, "-m", "pixels", "-p", "a fox")
+    assert (code, out) == (2, "") and "without text" in err
+    grey = DDPMPipeline(UNet2DModel(**{**TINY, "in_channels": 1, "out_channels": 1}), DDPMScheduler())
+    grey.save_pretrained("grey", safe_serialization=True)
+    code, out, err = cli(*how, "-m", "grey", "-o", "none")
+    assert (code, out) == (2, "") and "grey makes pictures of 1 channel(s)" in err and not Path("none").exists()
