@@ -7,9 +7,10 @@ For one Gaussian nothing is sampled: the law of what a method returns is carried
 import pytest
 import torch
 
+from fewstep.benchmarks.posteriors import floor_of
 from fewstep.benchmarks.posteriors_affine import Unguided, aligned, propagate
 from fewstep.benchmarks.posteriors_methods import ROWS, exact_draws, measured
-from fewstep.benchmarks.posteriors_metrics import by_mode, directions_of, gaussian_w2, metrics, moments, sliced
+from fewstep.benchmarks.posteriors_metrics import by_mode, gaussian_w2, metrics, moments
 from fewstep.benchmarks.posteriors_problems import PROBLEMS
 from fewstep.inverse.dps import DPS, DPSGaussian
 from fewstep.inverse.ldps import LDPS
@@ -97,11 +98,8 @@ def test_dps_takes_too_much_from_the_measurement(unit):
 def near_the_floor(name, samples):
     posed, row = PROBLEMS[name](0), next(row for row in ROWS if row.name == "oracle-1000")
     z, _ = measured(row, posed, samples)
-    directions = directions_of(z.shape[1])
-    exact = posed.exact.sample(samples, 1) @ directions
-    floors = [sliced(posed.exact.sample(samples, seed) @ directions, exact)["sw1"] for seed in range(2, 7)]
-    found = sliced(z @ directions, exact)["sw1"]
-    assert found <= 1.5 * sum(floors) / len(floors) + 0.1, (found, floors)
+    found, floor = metrics(posed, z)["sw1"], floor_of(posed, samples, 0)["sw1"]
+    assert found <= 1.5 * floor + 0.1, (found, floor)
 
 
 def test_the_oracle_is_at_the_floor():
@@ -117,14 +115,14 @@ def test_the_oracle_is_at_the_floor_everywhere(name):
 def test_the_metrics_see_what_they_are_for():
     """A sampler that misses modes, one that is too narrow and the exact one: by known amounts."""
     posed = PROBLEMS["P1 four modes"](0)
-    z, _ = exact_draws(posed, tuple(range(1500)))
+    z, _ = exact_draws(posed, tuple(range(200)))
     right = metrics(posed, z)
-    assert abs(right["cover"] - 0.9) < 0.02 and abs(right["variance"] - 1.0) < 0.1 and right["tv"] < 0.05
+    assert abs(right["cover"] - 0.9) < 0.04 and abs(right["variance"] - 1.0) < 0.2 and right["tv"] < 0.15
     missing = by_mode(posed, z[posed.mode(z) > 1], z)["tv"]
     assert abs(missing - float((posed.mode(z) <= 1).double().mean())) < 1e-6
     centre = z.mean(0)
     narrow = metrics(posed, centre + 0.5 * (z - centre))
-    assert narrow["cover"] < 0.75 and narrow["sw1"] > 5.0 * right["sw1"]
+    assert narrow["cover"] < 0.75 and narrow["sw1"] > 3.0 * right["sw1"]
     shift = torch.tensor([3.0, -4.0], dtype=torch.float64)
     assert abs(gaussian_w2(moments(z + shift), moments(z)) - 5.0) < 1e-6
     assert gaussian_w2(moments(2.0 * z), moments(2.0 * z)) < 1e-6
