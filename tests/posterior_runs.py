@@ -13,14 +13,28 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fewstep.inverse.ldps import LDPS
 from fewstep.inverse.measurement import Measurement
 from fewstep.inverse.operators import Downsample
+from fewstep.inverse.p2l import P2L
+from fewstep.inverse.psld import PSLD
+from fewstep.inverse.stsl import STSL
+from fewstep.samplers import DDIM
 from fewstep.samplers.backbones import backbone_of
 
 from .tiny import tiny_sd, tiny_sdxl
 
 CLOSE = 1e-9  # float64: see above
 SIGMA = 0.05
+
+METHODS = [
+    STSL(steps=2, K=2),
+    LDPS(steps=2, zeta=0.2),
+    LDPS(steps=2, zeta=0.2, solver=DDIM(eta=1.0)),
+    PSLD(steps=2, omega=0.2),
+    P2L(steps=2, zeta=0.2, lr=1e-2, project_every=2),
+]
+IDS = ["stsl", "ldps", "ldps-ancestral", "psld", "p2l"]
 
 
 def tiny(dtype: torch.dtype = torch.float64, *, sdxl: bool = False):
@@ -92,4 +106,4 @@ def counted(pipe) -> Iterator[Counter]:
 
 def far(a: Tensor, b: Tensor) -> float:
     """The largest difference."""
-    return float((a.double() - b.double()).abs().max())
+    return float((a.detach().double() - b.detach().double()).abs().max())

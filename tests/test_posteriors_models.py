@@ -1,0 +1,115 @@
+"""What a restoration does to the model: flags, gradients, memory, half precision."""
+
+import pytest
+import torch
+
+from fewstep.inverse.ldps import LDPS
+from fewstep.inverse.p2l import P2L
+from fewstep.inverse.restore import restore
+from fewstep.inverse.stsl import STSL
+
+from .posterior_runs import CLOSE, METHODS, far, measured, tiny
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny()
+
+
+def modules_state(backbone):
+    pipe = backbone.pipe
+    parts = (pipe.unet, pipe.vae, pipe.text_encoder)
+    return [
+        (p.requires_grad, p.grad, p.dtype, m.training, getattr(m, "gradient_checkpointing", None))
+        for part in parts
+        for m in part.modules()
+        for p in m.parameters(recurse=False)
+    ]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_model_is_as_before(backbone, checkpoint):
+    """After a run, and after one that an exception ended: no gradient, flag, or checkpointing stays."""
+    backbone.pipe.unet.conv_in.weight.requires_grad_(False)  # one that must not come on
+    before = modules_state(backbone)
+    assert any(entry[0] for entry in before) and not all(entry[0] for entry in before)
+    restore(backbone, measured(), P2L(steps=2, zeta=0.2), checkpoint=checkpoint)
+    assert modules_state(backbone) == before
+    inside = []
+
+    def stop(tick):
+        inside.extend(p.requires_grad for p in backbone.pipe.unet.parameters())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(backbone, measured(), STSL(steps=2, K=1), checkpoint=checkpoint, on_tick=stop)
+    assert modules_state(backbone) == before and inside and not any(inside)
+    backbone.pipe.unet.conv_in.weight.requires_grad_(True)
+
+
+def test_checkpoints_cost_time_and_change_nothing(backbone):
+    """The same numbers computed twice: equal up to the order of sums, and inner layers run again."""
+    layers, seen = (backbone.pipe.unet.down_blocks[0], backbone.pipe.vae.decoder.up_blocks[0]), []
+    handles = [layer.resnets[0].register_forward_pre_hook(lambda *_: seen.append(1)) for layer in layers]
+    y, method = measured(), LDPS(steps=2, zeta=0.2)
+    plain, times = restore(backbone, y, method), len(seen)
+    again = restore(backbone, y, method, checkpoint=True)
+    for handle in handles:
+        handle.remove()
+    assert times == 2 + 3 and len(seen) == times + 2 * 2 + 2 * 2 + 1  # the last decoding has no way back
+    assert far(again.x, plain.x) < CLOSE
+    assert again.report.ledger == plain.report.ledger
+
+
+def peak_of(backbone, method) -> int:
+    """The most bytes that lived at once during a run, from the allocator's own record."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        restore(backbone, measured(), method)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("make", [lambda n: STSL(steps=n, K=1), lambda n: P2L(steps=n, zeta=0.1)], ids=["stsl", "p2l"])
+def test_memory_does_not_grow_with_steps(backbone, make):
+    peak_of(backbone, make(1))  # what is made once: matrices of the operator, noise tables
+    few, many = peak_of(backbone, make(2)), peak_of(backbone, make(5))
+    one_latent = 2 * 4 * 8 * 8 * 8
+    assert few > 50 * one_latent  # the graph is in it
+    assert many - few < 2 * one_latent  # three steps that each left one behind would be more
+
+
+def test_a_half_precision_autoencoder_is_float32_meanwhile():
+    backbone = tiny(torch.float32)
+    y, method, seen = measured(dtype=torch.float32), LDPS(steps=2, zeta=0.2), []
+    backbone.pipe.vae.to(torch.float16)
+    half = {name: value.clone() for name, value in backbone.pipe.vae.state_dict().items()}
+    result = restore(backbone, y, method, on_tick=lambda tick: seen.append(backbone.pipe.vae.dtype))
+    assert seen == [torch.float32] * 2 and backbone.pipe.vae.dtype == torch.float16
+    assert all(torch.equal(value, half[name]) for name, value in backbone.pipe.vae.state_dict().items())
+    backbone.pipe.vae.to(torch.float32)  # of the same rounded weights
+    assert torch.equal(restore(backbone, y, method).x, result.x)
+
+
+@pytest.mark.parametrize(
+    "method", [STSL(steps=2, K=1), *METHODS[1:2], *METHODS[3:]], ids=["stsl", "ldps", "psld", "p2l"]
+)
+def test_half_precision_networks(method):
+    """bfloat16 networks, with and without autocast: state and residual stay float32, the picture is near."""
+    backbone, y, ticks = tiny(torch.float32), measured(dtype=torch.float32), []
+    exact = restore(backbone, y, method)
+    backbone.pipe.to(dtype=torch.bfloat16)
+    result = restore(backbone, y, method, on_tick=lambda tick: ticks.append(tick))
+    backbone.pipe.to(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = restore(backbone, y, method, on_tick=lambda tick: ticks.append(tick))
+    assert len(ticks) == 4
+    for tick in ticks:
+        assert tick.state.x.dtype == torch.float32 and tick.prediction.x0.dtype == torch.float32
+        assert tick.residual.dtype == torch.float64 and tick.residual.isfinite().all()
+    for x in (result.x, inside.x):
+        assert x.dtype == torch.float32 and 0.0 < far(x, exact.x)
+        assert float((x - exact.x).square().mean().sqrt()) < 0.1  # of [0, 1]: bfloat16 has 8 bits
