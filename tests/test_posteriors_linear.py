@@ -141,6 +141,17 @@ def test_pigdm_is_its_formula(kind, operator, sigma_y):
             assert float((seen.x0[k] - expected).abs().max()) < 1e-8
 
 
+def test_the_released_weight_is_alpha_squared_times_the_exact_one():
+    """On the variance-preserving schedule; released is x0 + alpha_t J^T H^+ r for sigma_y = 0."""
+    backbone, measurement, H = posed(three_modes(), "same", Known, 0.0)
+    for seen in ticks(PiGDM(steps=4, weight="released"), backbone, measurement):
+        a, r2 = float(seen.level.alpha), float(seen.level.sigma) ** 2
+        x0 = backbone.prior.prediction(seen.x, seen.level).x0
+        for k in range(2):
+            exact = by_matrices(backbone, measurement, H, seen, k, r2)
+            assert float((seen.x0[k] - (x0[k] + a * a * (exact - x0[k]))).abs().max()) < 1e-8
+
+
 @pytest.mark.parametrize("kind", ["same", "half", "wide"])
 def test_tmpd_is_its_formula(kind):
     """For priors that are no Gaussian, too: two modes or more, and J from automatic differentiation."""

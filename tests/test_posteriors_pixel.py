@@ -186,6 +186,8 @@ def test_numbers_that_cannot_be(pixels):
             make(zeta=-1.0)
     with pytest.raises(ConfigError, match="prior_variance"):
         PiGDM(prior_variance=0.0)
+    with pytest.raises(ConfigError, match="weight must be one of exact, released, got 'full'"):
+        PiGDM(weight="full")  # type: ignore[arg-type]
     for value in (0, 2.5, True):
         with pytest.raises(ConfigError, match="iterations"):
             TMPD(iterations=value)
