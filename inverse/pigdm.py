@@ -10,8 +10,8 @@ tweedie.guided. With sigma_y = 0 the middle is the pseudo-inverse, r_t^{-2} H^+.
 
 Source: Song et al. 2023, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", ICLR 2023; v as in the code of
 Boys et al. 2023, arXiv:2310.06721. Released code holds g back by about alpha_t^2: its step from t to s adds
-alpha_t r_t^2 g, or alpha_s alpha_t r_t^2 g, where x0' here brings alpha_s sigma_t^2 / alpha_t g. `weight` has that. That
-such code leaves eps without guidance in some settings, and clamps x0hat, is not here.
+alpha_t r_t^2 g, or alpha_s alpha_t r_t^2 g, where x0' here brings alpha_s sigma_t^2 / alpha_t g. `weight` has that;
+that such code leaves eps without guidance in some settings, and clamps x0hat, is not here.
 """
 
 from __future__ import annotations
