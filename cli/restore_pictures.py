@@ -110,7 +110,7 @@ def _psnr(line: dict[str, Any]) -> str:
 
 def _psnr_before(lines: dict[int, dict[str, Any]]) -> str:
     value = next((line["psnr_before"] for line in lines.values() if "psnr_before" in line), None)
-    return "" if value is None else f"PSNR {value:.2f} dB"
+    return "" if value is None else f"first guess: {value:.2f} dB"
 
 
 def _psnr_of(x: Tensor, posed: Posed) -> str:
