@@ -141,19 +141,14 @@ def work(folder: Path, todo: Sequence[tuple[str, Row, int]], samples: int, secon
             found = floor_of(posed_of(name, seed), samples, seed)
         else:
             found = {**cost, **({} if z is None else metrics(posed_of(name, seed), z, seed))}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(f".{os.getpid()}").write_text(json.dumps(found), encoding="utf-8")
-        os.replace(path.with_suffix(f".{os.getpid()}"), path)
+        _keep(path, found)
         what = f"sw1 {found['sw1']:.3f}" if "sw1" in found else found.get("diverged", "")
         print(f"{name}, seed {seed}, {row.name}: {what}", file=sys.stderr, flush=True)
     return left
 
 
-def affine(folder: Path) -> list[dict[str, Any]]:
-    """The section on one Gaussian, from the cache if it is there."""
-    path = folder / "affine.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+def affine(folder: Path, compute: bool = True) -> list[dict[str, Any]]:
+    """The section on one Gaussian: from the cache, and what is not there if `compute`."""
     found = []
     for unit in (True, False):
         of = aligned(unit=unit)
@@ -164,11 +159,14 @@ def affine(folder: Path) -> list[dict[str, Any]]:
             if steps == 250:
                 samplers["TMPD"] = TMPD(steps=steps, iterations=4)
             for name, posterior in samplers.items():
-                end = propagate(posterior, of.backbone, of.measurement, exact if "oracle" in name else None)
-                found.append({"prior": "unit" if unit else "anisotropic", "steps": steps, "sampler": name,
-                              "exact": gaussian_w2(end, of.exact), "dps": gaussian_w2(end, of.dps)})  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found), encoding="utf-8")
+                prior = "unit" if unit else "anisotropic"
+                path = _path(folder, f"affine {prior}", name, steps, len(of.variances))
+                if not path.exists() and compute:
+                    end = propagate(posterior, of.backbone, of.measurement, exact if "oracle" in name else None)
+                    _keep(path, {"prior": prior, "steps": steps, "sampler": name,
+                                 "exact": gaussian_w2(end, of.exact), "dps": gaussian_w2(end, of.dps)})  # fmt: skip
+                if path.exists():
+                    found.append(json.loads(path.read_text(encoding="utf-8")))
     return found
 
 
@@ -183,7 +181,7 @@ def report_of(folder: Path, problems: Sequence[str], seeds: int, samples: int, l
     return {
         "schema": 1, "benchmark": NAME, "title": "Posterior samplers against exact posteriors", "notes": list(NOTES),
         "command": command, "machine": machine(), "versions": versions(), "gates": [gate.name for gate in gates()],
-        "samples": samples, "left": left, "affine_note": AFFINE_NOTE, "affine": affine(folder),
+        "samples": samples, "left": left, "affine_note": AFFINE_NOTE, "affine": affine(folder, compute=False),
         "rows": summaries(problems, ROWS, found, seeds), "ablation_note": ABLATION_NOTE, "ablation_problem": PROBLEM,
         "ablation": compared(parts, seeds, estimate),
     }  # fmt: skip
@@ -203,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     part, parts = (int(number) for number in options.part.split("/"))
     todo = jobs(options.problems, options.seeds)[part - 1 :: parts]
     left = work(options.cache, todo, options.samples, 60 * options.minutes)
+    if options.minutes and part == 1:
+        affine(options.cache)
     command = shlex.join(["python", "-m", f"fewstep.benchmarks.{NAME}", "--seeds", str(options.seeds),
                           "--samples", str(options.samples)])  # fmt: skip
     report = report_of(options.cache, options.problems, options.seeds, options.samples, left, command)
@@ -228,6 +228,13 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--threads", type=int, default=None, help="torch's threads")
     return found
+
+
+def _keep(path: Path, found: dict[str, Any]) -> None:
+    """Into the cache, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(f".{os.getpid()}").write_text(json.dumps(found), encoding="utf-8")
+    os.replace(path.with_suffix(f".{os.getpid()}"), path)
 
 
 def _path(folder: Path, problem: str, row: str, seed: int, samples: int) -> Path:
