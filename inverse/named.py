@@ -19,6 +19,7 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "psld": ("psld", "PSLD", "LDPS that also asks for latents which the autoencoder leaves as they are"),
     "p2l": ("p2l", "P2L", "LDPS that also tunes the prompt's embedding, and projects now and then"),
     "dps": ("dps", "DPS", "diffusion posterior sampling in pixels"),
+    "dps-gaussian": ("dps", "DPSGaussian", "in pixels: DPS with the likelihood's own weight"),
     "pigdm": ("pigdm", "PiGDM", "in pixels: guidance by the pseudo-inverse, for linear operators"),
     "tmpd": ("tmpd", "TMPD", "in pixels: PiGDM with the covariance that the network itself implies"),
 }

@@ -53,6 +53,7 @@ class PiGDM(Posterior):
     solver: Solver = ANCESTRAL
 
     step_size: ClassVar[str] = "zeta"
+    remedy: ClassVar[str] = "take weight='released'"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -71,6 +71,7 @@ class Posterior(ABC):
     init: Init = "noise"
 
     step_size: ClassVar[str]  # the field to lower where a run diverges
+    remedy: ClassVar[str] = "take more steps"  # what else may help then
 
     def __post_init__(self) -> None:
         if self.init not in get_args(Init):
@@ -106,18 +107,17 @@ class Posterior(ABC):
         """
         if not hasattr(backbone, "to_pixels"):
             raise IncompatibleError(f"{type(backbone).__name__} has no to_pixels and to_latents: restoring needs a "
-                                    "DifferentiableBackbone (samplers.backbones.backbone_of(pipe))")  # fmt: skip
+                                    "Backbone that has them, or a pipeline for fewstep.restore")  # fmt: skip
         clock = time.perf_counter()
         with backbone.for_gradients(), torch.no_grad():
             problem, guess = self._pose(backbone, measurement, prompt, seeds)
             report = RestorationReport(self, problem.measurement.batch, problem.ledger)
             state = start(problem.table, self._first(problem, guess, seeds))
             state = self._run(problem, state, report, on_tick)
-            x = problem.to_pixels(state.x)
-            x = x.clamp(0.0, 1.0) if problem.pixel_range == 2.0 else x
-            report.chi2 = tuple(problem.measurement.chi2(x).tolist())
+            x = problem.decode(state.x)
+            report.chi2 = tuple(problem.measurement.chi2(x.to(problem.measurement.y)).tolist())
         report.seconds = time.perf_counter() - clock
-        return Restoration(x.cpu(), report)
+        return Restoration(x, report)
 
     def _pose(
         self, backbone: Any, measurement: Measurement, prompt: str | Sequence[str], seeds: Sequence[int]
@@ -169,7 +169,7 @@ class Posterior(ABC):
             value = getattr(self, self.step_size)
             raise NumericsError(
                 f"{name} diverged at step {problem.table.plan.step[i] + 1} of {self.steps} (time {float(target.time):g}"
-                f", image {k}): lower {self.step_size}, which is {value}, or take more steps"
+                f", image {k}): lower {self.step_size}, which is {value}, or {self.remedy}"
             )
 
 

@@ -71,6 +71,10 @@ class Problem:
         """Decoded pixels, counted, with gradients where they are on."""
         return self.ledger.watch("decoder_", self.backbone.to_pixels(z0))
 
+    def decode(self, z0: Tensor) -> Tensor:
+        """The picture as the model gives it to people, counted: clamped, checked if it checks, on the CPU."""
+        return self.ledger.watch("decoder_", self.backbone.decode(z0))
+
     def to_latents(self, x: Tensor) -> Tensor:
         """Encoded pixels, counted, with gradients where they are on."""
         return self.ledger.watch("encoder_", self.backbone.to_latents(x))

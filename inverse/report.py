@@ -88,7 +88,7 @@ class RestorationReport:
 
 
 class Restoration(NamedTuple):
-    """x: (B, C, H, W) pixels, float32 or float64 on the CPU, clamped to [0, 1] if they are pixels of a model."""
+    """x: (B, C, H, W) on the CPU, as the backbone decodes: float32 in [0, 1] for models of pictures."""
 
     x: Tensor
     report: RestorationReport

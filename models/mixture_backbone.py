@@ -128,7 +128,7 @@ class MixtureBackbone:
         return self.to_latents(images).float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.to_pixels(latents).float()
+        return self.to_pixels(latents).cpu()
 
     def for_gradients(self, checkpoint: bool = False) -> AbstractContextManager[None]:
         return nullcontext()

@@ -59,7 +59,7 @@ def test_pixels_and_states_are_the_same_up_to_scale():
     assert z.dtype == torch.float64 and torch.equal(z, 2.0 * x - 1.0) and backbone.pixel_range == 2.0
     assert torch.allclose(backbone.to_pixels(z), x, rtol=0.0, atol=1e-15)
     decoded = backbone.decode(2.0 * z)
-    assert decoded.dtype == torch.float32 and float(decoded.min()) == 0.0 and float(decoded.max()) == 1.0
+    assert decoded.dtype == torch.float64 and float(decoded.min()) == 0.0 and float(decoded.max()) == 1.0
     assert backbone.encode_image(x.float()).shape == (2, 3, 8, 8)
 
 

@@ -63,7 +63,7 @@ class Backbone(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) latents to (B, 3, H, W) pixels, float32 on the CPU."""
+        """(B, C, h, w) latents to (B, 3, H, W) pixels on the CPU, float32, or float64 where the latents are."""
         ...
 
     # What posteriors send gradients through:
@@ -157,6 +157,10 @@ class UNetNetwork:
     def _forward(self, batch: Tensor, time: Tensor, arguments: dict[str, Any], count: int) -> tuple[Tensor, ...]:
         out = self.unet(batch, time, return_dict=False, **arguments)[0]
         return out.chunk(count) if count > 1 else (out,)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ...errors import ConfigError, IncompatibleError
 from ..from_config import parametrisation_from_config, schedule_from_config
 from ..levels import NoiseSchedule
 from ..prediction import Parametrisation
-from .base import UNetNetwork
+from .base import UNetNetwork, at_least_float32
 from .frozen import frozen
 from .placement import execution_device, release
 
@@ -123,7 +123,7 @@ class StableDiffusion:
         if upcast:
             vae.to(dtype=torch.float32)
         try:
-            images = self.to_pixels(latents.float())
+            images = self.to_pixels(at_least_float32(latents))
         finally:
             if upcast:
                 vae.to(dtype=torch.float16)

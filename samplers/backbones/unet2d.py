@@ -15,6 +15,7 @@ from ..feeding import batch_of
 from ..from_config import parametrisation_from_config, schedule_from_config
 from ..levels import NoiseSchedule
 from ..prediction import Parametrisation
+from .base import at_least_float32
 from .frozen import frozen
 from .placement import execution_device, release
 
@@ -96,7 +97,7 @@ class UNet2D:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         release(self.pipe)
-        return self.to_pixels(latents.float()).clamp(0.0, 1.0).cpu()
+        return self.to_pixels(at_least_float32(latents)).clamp(0.0, 1.0).cpu()
 
 
 class UNet2DNetwork:
