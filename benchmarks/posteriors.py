@@ -53,14 +53,12 @@ NOTES = (
     "benchmarks/posteriors_metrics.py; problems: benchmarks/posteriors_problems.py.",
     "NFE and backward: network rows for each sample. Step sizes were not tuned on these problems. Residuals of a norm "
     "are in the problem's own units, which are not those of pixels, so a published zeta is no more than a number here.",
-    "TMPD is here with 100 steps alone: on a CPU its dot products are taken image by image. P2L needs a prompt to tune "
-    "and is left out. The oracle of P3 is a mixture of the grid's cells.",
+    "P2L needs a prompt to tune and is left out. The oracle of P3 is a mixture of the grid's cells.",
 )
 AFFINE_NOTE = (
     "Mean and covariance of what each sampler returns, carried through its own steps exactly "
     "(benchmarks/posteriors_affine.py, d = 8, four axes measured). DPS's own limit is what DPS with the likelihood's "
-    "weight converges to, in closed form; it is not the posterior. TMPD is shown at 250 steps; a slow test "
-    "has it at 500 and 1,000 (tests/test_posteriors_exact.py)."
+    "weight converges to, in closed form; it is not the posterior."
 )
 ABLATION_NOTE = (
     "Every line is compared with another by the same random numbers; differences are paired over seeds, with 95 % "
@@ -156,8 +154,7 @@ def affine(folder: Path, compute: bool = True) -> list[dict[str, Any]]:
         for steps in (250, 500, 1000):
             samplers = {"oracle": Unguided(steps=steps), "oracle, DDIM": Unguided(steps=steps, solver=DDIM()),
                         "PiGDM": PiGDM(steps=steps), "DPSGaussian": DPSGaussian(steps=steps)}  # fmt: skip
-            if steps == 250:
-                samplers["TMPD"] = TMPD(steps=steps, iterations=4)
+            samplers["TMPD"] = TMPD(steps=steps, iterations=4)
             for name, posterior in samplers.items():
                 prior = "unit" if unit else "anisotropic"
                 path = _path(folder, f"affine {prior}", name, steps, len(of.variances))

@@ -88,6 +88,7 @@ ROWS: tuple[Row, ...] = (
     Row("oracle-1000", "oracle, ancestral", oracle(DDIM(eta=1.0), 1000), 1000),
     Row("oracle-100", "oracle, ancestral", oracle(DDIM(eta=1.0), 100), 100),
     Row("oracle-50", "oracle, DDIM", oracle(DDIM(), 50), 50),
+    _row("tmpd-1000", "TMPD", TMPD(steps=1000), True),
     _row("tmpd-100", "TMPD", TMPD(steps=100), True),
     _row("pigdm-1000", "PiGDM", PiGDM(steps=1000), True),
     _row("pigdm-100", "PiGDM", PiGDM(steps=100), True),
