@@ -151,7 +151,9 @@ def _sized(posed: Any) -> str:
     if posed is None:
         return "its size is known once the model is loaded"
     more = [text for text in (posed.note, posed.warning) if text is not None]
-    return "; ".join([f"{posed.width}x{posed.height} pixels, {posed.measurement.count:,} numbers measured", *more])
+    return "; ".join(
+        [f"{posed.width}x{posed.height} pixels, {int(posed.measurement.count[0]):,} numbers measured", *more]
+    )
 
 
 def _report(runner: Runner, made: Sequence[Made], inputs: Inputs, whole: Target) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def _restored(
 
 def _shown(bar: tqdm, posed: Posed, where: str, steps: int) -> Callable[[Tick], None]:
     """Moves the bar: a step, and how far the predicted picture is from the measurement, beside the noise."""
-    count, noise = posed.measurement.count, posed.measurement.sigma_y
+    count, noise = int(posed.measurement.count[0]), posed.measurement.sigma_y
 
     def on_tick(tick: Tick) -> None:
         if tick.tick == 0 and bar.total is not None:
@@ -270,7 +270,7 @@ def _quality(found: Restoration, posed: Posed, row: int) -> dict[str, Any]:
 
     m, x = posed.measurement, found.x[row : row + 1]
     with torch.no_grad():
-        residual = float(torch.linalg.vector_norm(m.residual(x.to(m.y.dtype)).double())) / math.sqrt(m.count)
+        residual = float(torch.linalg.vector_norm(m.residual(x.to(m.y.dtype)).double())) / math.sqrt(int(m.count[0]))
         before = m.guess().clamp(0.0, 1.0)
     chi2 = found.report.chi2[row]
     values: dict[str, Any] = {"residual": residual, "chi2": chi2 if math.isfinite(chi2) else None}

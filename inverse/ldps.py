@@ -34,6 +34,7 @@ class LDPS(Posterior):
     weighting: Weighting = "norm"
 
     step_size: ClassVar[str] = "zeta"
+    remedy: ClassVar[str] = "take another weighting, or more steps"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError
 from ..samplers.noise import NoiseTape
+from .operators import guess_of
 
-NOISE_TICK = 0  # of the measurement's own tape, which has nothing else on it
+NOISE_TICK = (1 << 32) - 1  # no run has so many: a measurement and a run with the same seeds share no noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +59,12 @@ class Measurement:
     def batch(self) -> int:
         return self.y.shape[0]
 
-    @property
-    def count(self) -> int:
-        """How many numbers of one image were measured."""
+    @cached_property
+    def count(self) -> Tensor:
+        """How many numbers of each image were measured, [B] int64."""
         observed = self._observed()
-        return self.y[0].numel() if observed is None else int(observed.expand_as(self.y)[0].count_nonzero())
+        seen = torch.ones_like(self.y) if observed is None else observed.expand_as(self.y)
+        return seen.flatten(1).count_nonzero(1)
 
     def seen(self, y: Tensor) -> Tensor:
         """y where something was measured, 0 elsewhere."""
@@ -79,23 +82,17 @@ class Measurement:
         return self.seen(self.y - predicted)
 
     def chi2(self, x: Tensor) -> Tensor:
-        """|y - A(x)|^2 / (m sigma_y^2) per image, [B] float64, m numbers measured; about 1 for the true picture."""
+        """|y - A(x)|^2 / (m sigma_y^2), [B] float64 on the CPU, m numbers measured; about 1 for the true picture."""
         if self.sigma_y == 0.0:
-            return torch.full((self.batch,), math.nan, dtype=torch.float64, device=self.y.device)
+            return torch.full((self.batch,), math.nan, dtype=torch.float64)
         with torch.no_grad():
-            squared = self.residual(x).double().flatten(1).square().sum(1)
-        return squared / (self.count * self.sigma_y**2)
+            squared = self.residual(x).flatten(1).cpu().double().square().sum(1)  # mps has no float64
+        return squared / (self.count.cpu() * self.sigma_y**2)
 
     def guess(self) -> Tensor:
-        """(B, C, H, W): a first picture; what the operator offers as `guess`, else its adjoint of y."""
-        for name in ("guess", "A_adjoint"):
-            if hasattr(self.operator, name):
-                with torch.no_grad():
-                    return getattr(self.operator, name)(self.y)
-        raise IncompatibleError(
-            f"{type(self.operator).__name__} has neither guess(y) nor A_adjoint(y), so nothing says how large the "
-            "picture is: give it guess(y), a first picture (B, C, H, W)"
-        )
+        """(B, C, H, W): a first picture; see operators.guess_of."""
+        with torch.no_grad():
+            return guess_of(self.operator, self.y)
 
     def images(self, count: int) -> Measurement:
         """The same for `count` images: one y is repeated, several must be as many."""
@@ -109,4 +106,10 @@ class Measurement:
         return self if self.y.device == device else replace(self, y=self.y.to(device))
 
     def _observed(self) -> Tensor | None:
-        return self.operator.observed(self.y) if hasattr(self.operator, "observed") else None
+        """What carries a measurement: the operator's `observed`, else a `mask` that it has, as deepinv's inpainting."""
+        if hasattr(self.operator, "observed"):
+            return self.operator.observed(self.y)
+        mask = getattr(self.operator, "mask", None)
+        if not isinstance(mask, Tensor) or mask.shape[-2:] != self.y.shape[-2:]:
+            return None
+        return mask.to(self.y.device)

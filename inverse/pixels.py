@@ -32,7 +32,7 @@ def data_step(
         return evaluation.pull(x0=zeta * g, keep=keep), residual
     G = evaluation.pull(x0=g, keep=keep)
     y = problem.measurement
-    excess = problem.pixel_range * (residual - y.count**0.5 * y.sigma_y).clamp_min(0.0)
+    excess = problem.pixel_range * (residual - y.count.to(residual).sqrt() * y.sigma_y).clamp_min(0.0)
     squared = G.flatten(1).square().sum(1)
     length = torch.where(squared > 0.0, zeta * excess / squared, 0.0)
     return G * length.view(-1, *[1] * (G.dim() - 1)), residual

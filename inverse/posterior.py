@@ -109,11 +109,12 @@ class Posterior(ABC):
             raise IncompatibleError(f"{type(backbone).__name__} has no to_pixels and to_latents: restoring needs a "
                                     "Backbone that has them, or a pipeline for fewstep.restore")  # fmt: skip
         clock = time.perf_counter()
-        with backbone.for_gradients(), torch.no_grad():
+        with torch.inference_mode(False), backbone.for_gradients(), torch.no_grad():
             problem, guess = self._pose(backbone, measurement, prompt, seeds)
             report = RestorationReport(self, problem.measurement.batch, problem.ledger)
+            memory = self.begin(problem)  # it may refuse: before anything is spent
             state = start(problem.table, self._first(problem, guess, seeds))
-            state = self._run(problem, state, report, on_tick)
+            state = self._run(problem, state, memory, report, on_tick)
             x = problem.decode(state.x)
             report.chi2 = tuple(problem.measurement.chi2(x.to(problem.measurement.y)).tolist())
         report.seconds = time.perf_counter() - clock
@@ -146,12 +147,14 @@ class Posterior(ABC):
         z = problem.to_latents(pixels)
         return renoise(z, noise, level) if self.init == "noise" else _inverted(problem, z)
 
-    def _run(self, problem: Problem, state: State, report: RestorationReport, on_tick: OnTick | None) -> State:
-        memory, ticks = self.begin(problem), len(problem.table)
+    def _run(
+        self, problem: Problem, state: State, memory: Any, report: RestorationReport, on_tick: OnTick | None
+    ) -> State:
+        ticks = len(problem.table)
         for i in range(ticks):
             clock, level = time.perf_counter(), problem.level(i)
             done = self.tick(problem, state, memory)
-            state, memory, residual = done.state, done.memory, done.residual.double().cpu()
+            state, memory, residual = done.state, done.memory, done.residual.cpu().double()
             self._check(problem, state, residual, i)
             report.ticks.append(TickLine(i, level, tuple(residual.tolist()), 1e3 * (time.perf_counter() - clock)))
             if on_tick is not None:

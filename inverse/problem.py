@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,16 +18,29 @@ INNER = 1 << 20  # ticks of the tape from here on are the methods' own; below ar
 class Evaluation:
     """The network's prediction at one state, detached, and the way back from it to that state."""
 
-    def __init__(self, z: Tensor, with_graph: Prediction) -> None:
-        self._z, self._graph = z, with_graph
+    def __init__(self, z: Tensor, with_graph: Prediction, half: bool = False) -> None:
+        self._z, self._graph, self._half = z, with_graph, half
         self.prediction = Prediction(with_graph.x0.detach(), with_graph.eps.detach())
 
     def pull(self, x0: Tensor | None = None, eps: Tensor | None = None, *, keep: bool = False) -> Tensor:
         """J^T of cotangents: the gradient in z of <x0, x0(z)> + <eps, eps(z)>. Frees the graph unless `keep`."""
         pairs = [(p, c) for p, c in zip(self._graph, (x0, eps), strict=True) if c is not None]
         outputs, cotangents = zip(*pairs, strict=True)
-        (gradient,) = torch.autograd.grad(outputs, self._z, cotangents, retain_graph=keep)
-        return gradient
+        if not self._half:
+            return torch.autograd.grad(outputs, self._z, cotangents, retain_graph=keep)[0]
+        scale = _to_one(cotangents)
+        scaled = [scale * c for c in cotangents]
+        return torch.autograd.grad(outputs, self._z, scaled, retain_graph=keep)[0] / scale
+
+
+def _to_one(cotangents: Sequence[Tensor]) -> Tensor:
+    """[B, 1, ...]: the power of two that brings each image's largest entry near 1, so that float16 does not lose them.
+
+    A network in float16 would take a small cotangent for 0; a power of two costs no digit on the way back.
+    """
+    largest = torch.stack([c.flatten(1).abs().amax(1) for c in cotangents]).amax(0)
+    exponent = torch.frexp(torch.where(largest > 0.0, largest, 1.0)).exponent
+    return torch.ldexp(torch.ones_like(largest), -exponent).view(-1, *[1] * (cotangents[0].dim() - 1))
 
 
 class Problem:
@@ -65,7 +79,8 @@ class Problem:
         """The prediction at z, and gradients back to it.       network: another than the problem's own."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            return Evaluation(z, self.predict(z, level, network))
+            half = getattr(self.network if network is None else network, "dtype", None) == torch.float16
+            return Evaluation(z, self.predict(z, level, network), half)
 
     def to_pixels(self, z0: Tensor) -> Tensor:
         """Decoded pixels, counted, with gradients where they are on."""

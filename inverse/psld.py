@@ -39,7 +39,9 @@ class PSLD(Posterior):
     weighting: of the data loss, see likelihood.
 
     The measurement must be linear. A pseudo-inverse that enlarges noise (blur) makes the gluing term pull to noise:
-    give the operator an `rcond` of 0.01 to 0.1, or fewer `iterations`, as its documentation says.
+    give the operator an `rcond` of 0.01 to 0.1. Where it is by conjugate gradients (motion and kernel blurs with
+    reflecting borders), A^+ A is linear and symmetric only as far as they have converged, so the gluing term's gradient
+    is an approximation: take padding="circular" for an exact one.
     Cost a step: one evaluation of network, decoder and encoder, forward and backward.
     """
 

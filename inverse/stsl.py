@@ -55,6 +55,7 @@ class STSL(Posterior):
     trace_weight: TraceWeight = "variance"
 
     step_size: ClassVar[str] = "zeta"
+    remedy: ClassVar[str] = "take another weighting, or more steps"
 
     def __post_init__(self) -> None:
         super().__post_init__()

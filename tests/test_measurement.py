@@ -9,8 +9,9 @@ from fewstep.errors import ConfigError, IncompatibleError
 from fewstep.inverse.likelihood import check_weighting, data_loss, prox
 from fewstep.inverse.measurement import Measurement
 from fewstep.inverse.operators import Denoise, Downsample, InpaintBox
+from fewstep.samplers import NoiseTape
 
-from .posterior_runs import CLOSE, Duck, Squared, far, measured, pictures
+from .posterior_runs import CLOSE, SIGMA, Duck, Squared, far, measured, pictures
 
 
 def test_noise_belongs_to_the_seed():
@@ -30,7 +31,7 @@ def test_noise_belongs_to_the_seed():
 def test_chi2_of_the_truth_is_one_and_counts_what_was_measured():
     for operator, count in ((Downsample(2), 3 * 64), (InpaintBox(), 3 * (256 - 64))):
         y = measured(2, operator)
-        assert y.count == count and y.batch == 2
+        assert y.count.tolist() == [count, count] and y.batch == 2
         assert y.chi2(pictures(2)).tolist() == pytest.approx([1.0, 1.0], abs=5.0 * math.sqrt(2.0 / count))
         assert y.chi2(pictures(2) + 1.0).min() > 10.0
         assert y.chi2(pictures(2)).dtype == torch.float64
@@ -156,3 +157,46 @@ def test_prox_of_an_operator_that_has_none():
 def test_prox_keeps_no_graph():
     z = pictures(2).requires_grad_()
     assert not prox(measured(2, Denoise()), z, 1.0).requires_grad
+
+
+class Masked:
+    """Inpainting as deepinv has it: a mask, and nothing else that says what was measured."""
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def A(self, x):
+        return self.mask * x
+
+    def A_adjoint(self, y):
+        return self.mask * y
+
+
+def test_a_mask_that_the_operator_has_is_what_was_measured():
+    mask = torch.zeros(2, 1, 16, 16, dtype=torch.float64)
+    mask[0, :, :8], mask[1, :, :2] = 1.0, 1.0
+    x = pictures(2)
+    y = Measurement.simulate(Masked(mask), x, SIGMA, seeds=(0, 1))
+    assert y.count.tolist() == [3 * 16 * 8, 3 * 16 * 2] and not y.y[1, :, 2:].any()
+    for k in range(2):
+        alone = Measurement(y.y[k : k + 1], Masked(mask[k : k + 1]), SIGMA)
+        assert alone.chi2(x[k : k + 1]).item() == pytest.approx(y.chi2(x)[k].item(), rel=1e-12)
+        assert abs(y.chi2(x)[k].item() - 1.0) < 5.0 * math.sqrt(2.0 / (3 * 16 * (8, 2)[k]))
+
+
+def test_the_first_guess_of_a_foreign_operator_has_the_pictures_brightness():
+    class Foreign:
+        inner = Downsample(4)
+
+        def __init__(self):
+            self.A, self.A_adjoint, self.A_dagger = self.inner.A, self.inner.A_adjoint, self.inner.A_dagger
+
+    grey = torch.full((1, 3, 16, 16), 0.8, dtype=torch.float64)
+    assert float(Measurement(Foreign().A(grey), Foreign(), 0.0).guess().mean()) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_a_run_of_the_same_seeds_draws_other_noise():
+    y = Measurement.simulate(Denoise(), pictures(2), 1.0, seeds=(0, 1))
+    noise = y.y - pictures(2)
+    for tick in range(3):
+        assert far(NoiseTape((0, 1)).draw(tick, noise), noise) > 0.5

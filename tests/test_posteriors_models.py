@@ -3,8 +3,12 @@
 import pytest
 import torch
 
+from fewstep.errors import IncompatibleError
 from fewstep.inverse.ldps import LDPS
+from fewstep.inverse.measurement import Measurement
+from fewstep.inverse.operators import JPEG
 from fewstep.inverse.p2l import P2L
+from fewstep.inverse.psld import PSLD
 from fewstep.inverse.restore import restore
 from fewstep.inverse.stsl import STSL
 
@@ -113,3 +117,47 @@ def test_half_precision_networks(method):
     for x in (result.x, inside.x):
         assert x.dtype == torch.float32 and 0.0 < far(x, exact.x)
         assert float((x - exact.x).square().mean().sqrt()) < 0.1  # of [0, 1]: bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_small_cotangents_survive_half_precision(dtype):
+    """The trace term's is about 1e-6 for a picture of 512 pixels, where float16 has two digits left and then none.
+
+    The network's own weights are those of the half-precision one. Without the scaling float16 is wrong by more than
+    a tenth.
+    """
+    torch.manual_seed(0)
+    backbone, y = tiny(torch.float32), measured(dtype=torch.float32)
+    found = {}
+    for kind in (dtype, torch.float32):
+        backbone.pipe.to(dtype=kind)
+        problem, _ = STSL(steps=4)._pose(backbone, y, "", (0, 1))
+        z = problem.normal(0, 0, torch.zeros(2, *backbone.latent_shape(16, 16)))
+        small = 1e-7 * torch.tensor([1.0, 0.1]).view(2, 1, 1, 1) * problem.normal(0, 1, z)
+        with backbone.for_gradients():
+            found[kind] = problem.evaluate(z, problem.level(0)).pull(eps=small)
+    each = (found[dtype] - found[torch.float32]).flatten(1).norm(dim=1) / found[torch.float32].flatten(1).norm(dim=1)
+    assert float(each.max()) < (0.03 if dtype == torch.float16 else 0.1)  # 11 and 8 bits through some ten layers
+
+
+def test_inside_inference_mode():
+    """Its tensors take no gradients; a restoration leaves it for as long as it needs to."""
+    backbone, y = tiny(), measured()
+    outside = restore(backbone, y, LDPS(steps=2, zeta=0.2)).x
+    with torch.inference_mode():
+        assert torch.equal(restore(backbone, y, LDPS(steps=2, zeta=0.2)).x, outside)
+
+
+def test_an_offloaded_pipeline_is_refused(monkeypatch):
+    backbone = tiny()
+    monkeypatch.setattr("fewstep.samplers.backbones.placement._is_offloaded", lambda pipe: True)
+    with pytest.raises(IncompatibleError, match="load it whole onto the device"):
+        restore(backbone, measured(), LDPS(steps=2))
+
+
+def test_what_a_method_refuses_costs_nothing(monkeypatch):
+    backbone, y = tiny(), measured()
+    nonlinear = Measurement(y.y, JPEG(), y.sigma_y)
+    monkeypatch.setattr(type(backbone), "to_latents", None)  # whatever is spent first ends here
+    with pytest.raises(IncompatibleError, match="PSLD needs a linear operator"):
+        restore(backbone, nonlinear, PSLD(steps=2, init="inversion"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -159,9 +160,8 @@ def _size(x: Tensor) -> str:
 
 
 def _check_length(value: float, name: str, least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > least or value < 0 or (
-        value >= 1 and value != int(value)
-    ):  # fmt: skip
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value <= least or value < 0 or (value >= 1 and value != int(value)):
         raise ConfigError(f"{name} must be a fraction of the side below 1, or a whole number of pixels, got {value!r}")
 
 

@@ -75,6 +75,13 @@ def execution_device(pipe: Any) -> torch.device:
     return torch.device(pipe._offload_device) if _is_offloaded(pipe) else pipe.unet.device
 
 
+def require_in_place(pipe: Any) -> None:
+    """IncompatibleError where parts leave the device between two uses, and with them what a gradient still needs."""
+    if _is_offloaded(pipe):
+        raise IncompatibleError("this pipeline offloads its parts (enable_model_cpu_offload), and restoration sends "
+                                "gradients through several of them at once: load it whole onto the device")  # fmt: skip
+
+
 def release(pipe: Any) -> None:
     """After the last use of a run: the part that was used last leaves the GPU, too, if parts are offloaded."""
     if _is_offloaded(pipe):

@@ -16,7 +16,7 @@ from ..levels import NoiseSchedule
 from ..prediction import Parametrisation
 from .base import UNetNetwork, at_least_float32
 from .frozen import frozen
-from .placement import execution_device, release
+from .placement import execution_device, release, require_in_place
 
 MAX_SIDE = 8192
 
@@ -110,6 +110,7 @@ class StableDiffusion:
         return images.to(latents.dtype) / 2.0 + 0.5
 
     def for_gradients(self, checkpoint: bool = False) -> AbstractContextManager[None]:
+        require_in_place(self.pipe)
         return frozen(self.pipe, ("unet", "vae"), checkpoint, float32=("vae",))
 
     @torch.no_grad()
