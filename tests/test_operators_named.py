@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.cli import init_image
 from fewstep.errors import ConfigError
 from fewstep.inverse.operators import (
     JPEG,
@@ -22,9 +23,11 @@ from fewstep.inverse.operators import (
     KernelBlur,
     MotionBlur,
 )
+from fewstep.inverse.operators import files as operator_files
 from fewstep.inverse.operators.named import OPERATORS, described, operator_of
 
 from .operator_rows import pictures
+from .test_cli_restore_input import huge
 
 NAMES = [
     "inpaint-box",
@@ -164,6 +167,25 @@ def test_mask_files_that_cannot_be(tmp_path):
         operator_of(f"mask:file={whole},known=grey")
     with pytest.raises(ConfigError, match=r"64x64 pixels .* and the picture 32x32"):
         operator_of(f"mask:file={whole}").A(torch.rand(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("suffix", ["eps", "png"])
+def test_no_vector_format_is_opened(suffix, tmp_path):
+    """Pillow would start Ghostscript for it, whatever the file is called."""
+    Image.fromarray(MASK).save(tmp_path / f"m.{suffix}", "EPS")
+    for operator in ("mask", "blur-kernel"):
+        with pytest.raises(ConfigError, match="is no picture that can be read"):
+            operator_of(f"{operator}:file={tmp_path / f'm.{suffix}'}")
+    assert operator_files.FORMATS == init_image.FORMATS
+
+
+@pytest.mark.parametrize("side", [9_000, 11_000, 20_000])
+def test_pictures_that_are_too_large_are_so_called(side, tmp_path, recwarn):
+    huge(str(tmp_path / "huge.png"), side)
+    for operator, what in (("mask", "mask"), ("blur-kernel", "kernel")):
+        with pytest.raises(ConfigError, match=f"the {what} .* is too large: .*at most 67,108,864 pixels"):
+            operator_of(f"{operator}:file={tmp_path / 'huge.png'}")
+    assert not recwarn.list
 
 
 def test_masks_are_turned_as_exif_says(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from .solve import DAGGER_ITERATIONS
 
 MAX_PIXELS = 1 << 26  # 8,192 x 8,192: more is an accident, or wants to fill the memory
 MAX_BYTES = 1 << 28
+# No vector formats: Pillow would start Ghostscript for them. As in cli.init_image.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "ICO", "QOI")
 _TEXT, _ARRAY = (".txt", ".csv"), (".npy",)
 
 
@@ -54,26 +57,31 @@ def kernel_of_file(
 
 
 def _grey(path: Path, what: str) -> Tensor:
-    """(H, W) float64 from 0 to 1, turned upright as EXIF says."""
+    """(H, W) float64 from 0 to 1, turned upright as EXIF says. The size is looked at before a pixel is decoded."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     _check_file(path, what)
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures: the limit below is ours
+            Image.init()
+            image = Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        with image:
             if image.width * image.height > MAX_PIXELS:
-                raise ConfigError(
-                    f"the {what} {path} has {image.width}x{image.height} pixels, expected {MAX_PIXELS} at most"
-                )
+                size = f"it has {image.width}x{image.height}"
+                raise ConfigError(f"the {what} {path} is too large: {size}, expected at most {MAX_PIXELS:,} pixels")
             return _greys(ImageOps.exif_transpose(image), path, what)
+    except ConfigError:
+        raise
     except UnidentifiedImageError:
         others = f", {', '.join(_ARRAY + _TEXT)}" if what == "kernel" else ""
         raise ConfigError(
             f"the {what} {path} is no picture that can be read: expected PNG or the like{others}"
         ) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"the {what} {path} is damaged: {error}") from None
+    except Image.DecompressionBombError:
+        raise ConfigError(f"the {what} {path} is too large: expected at most {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError, MemoryError) as error:
+        raise ConfigError(f"the {what} {path} is damaged: {error or type(error).__name__}") from None
 
 
 def _greys(image: Any, path: Path, what: str) -> Tensor:
