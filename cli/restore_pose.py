@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, FewstepError
+from .checks import MAX_SIDE
 from .model_ref import ModelRef, default_size, least_side, size_multiple
 from .operator_ref import OperatorRef
 from .restore_settings import Job
@@ -89,24 +90,37 @@ def _given(job: Job, frame: Frame) -> Posed:
     factor = _factor(s.operator)
     height, width = _fitting(job, frame, (factor * w, factor * h), math.lcm(frame.multiple, factor))
     resized = (height, width) != (factor * h, factor * w)
-    if resized:
-        _check_resizable(job, frame, height, width)
     image = job.source.open()
     operator, masked = _for_size(s.operator, (h, w), (height, width))
     if not resized or s.operator.name != "mask":
         y = pixels_of(fitted(image, height // factor, width // factor))[None]
     else:
         y = _nearest(pixels_of(image)[None], height, width)
-    note = None
-    if resized:
-        seen = f"{width // factor}x{height // factor} pixels" + (f" to become {width}x{height}" if factor > 1 else "")
-        noise = "" if masked else "; --noise-std is that of the resized picture"
-        if factor > 1 and width < w:
-            noise += " (if this is the clean picture, add --simulate)"
-        note = f"{job.name} is resized from {w}x{h} to {seen}{masked}{noise}"
+    note = _note(job, frame, (height, width), masked) if resized else None
     measurement = Measurement(y, operator, s.noise_std)
     measurement = replace(measurement, y=measurement.seen(y))
     return Posed(measurement, None, height, width, note, _warning(job, frame, height, width))
+
+
+def _note(job: Job, frame: Frame, size: tuple[int, int], masked: str) -> str:
+    """That a degraded picture was resized for a restored one of `size` = (height, width), and what to type instead."""
+    s, (w, h), factor = job.settings, job.source.size, _factor(job.settings.operator)
+    height, width = size
+    seen = f"{width // factor}x{height // factor} pixels" + (f" to become {width}x{height}" if factor > 1 else "")
+    note = f"{job.name} is resized from {w}x{h} to {seen}{masked}"
+    note += "" if masked else "; --noise-std is that of the resized picture"
+    if width // factor >= w:
+        return note
+    multiple = math.lcm(frame.multiple, factor)
+    H, W = (-(-side * factor // multiple) * multiple for side in (h, w))
+    hints = ["if this is the clean picture, add --simulate"] if factor > 1 else []
+    if s.height is None and s.width is None and _is_much(frame, factor * w, factor * h) and max(H, W) <= MAX_SIDE:
+        hints += [f"-H {H} -W {W} keeps all of it"]
+    return note + (f" ({'; '.join(hints)})" if hints else "")
+
+
+def _is_much(frame: Frame, width: int, height: int) -> bool:
+    return width * height > MUCH * frame.default[0] * frame.default[1]
 
 
 def _fitting(job: Job, frame: Frame, size: tuple[int, int], multiple: int) -> tuple[int, int]:
@@ -114,38 +128,48 @@ def _fitting(job: Job, frame: Frame, size: tuple[int, int], multiple: int) -> tu
     from ..guidance.pictures import fitting_size
 
     s, (w, h) = job.settings, size
-    much = w * h > MUCH * frame.default[0] * frame.default[1]
-    if much and s.height is None and s.width is None and _may_resize(s.operator, s.simulate):
+    asked = s.height is not None or s.width is not None
+    if _is_much(frame, w, h) and s.height is None and s.width is None and _may_resize(s.operator, s.simulate):
         shrink = math.sqrt(frame.default[0] * frame.default[1] / (w * h))
         shrink = max(shrink, frame.least / min(w, h))
         size = (round(w * shrink), round(h * shrink))
+    least = -(-frame.least // multiple) * multiple
+    for option, side in (("--height", s.height), ("--width", s.width)):
+        if side is not None and (side % multiple or side < least):
+            why = f" and --operator {s.operator.name}" if multiple > frame.multiple else ""
+            least_of = f" from {least} on" if side < least > multiple else ""
+            raise ConfigError(f"{option} must be a multiple of {multiple}{least_of} for {frame.name}{why}, got {side}; "
+                              f"try {max(side // multiple * multiple, least)}")  # fmt: skip
     height, width = fitting_size(size, s.height, s.width, multiple)
-    if min(height, width) < frame.least or (min(w, h) < 2 and s.height is None and s.width is None):
-        least = -(-frame.least // multiple) * multiple
+    if not _may_resize(s.operator, s.simulate):
+        _check_as_it_is(job, frame, height, width)
+    elif min(height, width) < least or (min(w, h) < 2 and not asked):
         raise ConfigError(
             f"a picture of {w}x{h} pixels is too small: {frame.name} makes no side below {least}; give a larger one, "
             f"or -H {max(height, least)} -W {max(width, least)} to have it enlarged first"
         )
-    for option, side in (("--height", s.height), ("--width", s.width)):
-        if side is not None and side % multiple:
-            why = f" and --operator {s.operator.name}" if multiple > frame.multiple else ""
-            raise ConfigError(f"{option} must be a multiple of {multiple} for {frame.name}{why}, got {side}; try "
-                              f"{max(side // multiple * multiple, frame.least)}")  # fmt: skip
     return height, width
 
 
-def _check_resizable(job: Job, frame: Frame, height: int, width: int) -> None:
+def _check_as_it_is(job: Job, frame: Frame, height: int, width: int) -> None:
+    """ConfigError if the picture would have to be resized, where that changes what the operator says of it."""
     s, (w, h) = job.settings, job.source.size
-    if _may_resize(s.operator, s.simulate):
+    if (width, height) == (w, h) and min(h, w) >= frame.least:
         return
-    down = [max(side // frame.multiple * frame.multiple, frame.least) for side in (w, h)]
-    wanted = f"{width}x{height} pixels were asked for" if s.height or s.width else (
-        f"{frame.name} makes sides that are multiples of {frame.multiple} from {frame.least} on"
-    )  # fmt: skip
-    raise ConfigError(
-        f"it has {w}x{h} pixels and {wanted}; resizing it would change what --operator {s.operator.name} says of it: "
-        f"crop it to {down[0]}x{down[1]}"
-    )
+    why = f"resizing it would change what --operator {s.operator.name} says of it"
+    clean = "if it is the clean picture, add --simulate"
+    if min(h, w) < frame.least:
+        raise ConfigError(f"it has {w}x{h} pixels, which is too small: {frame.name} makes no side below {frame.least}, "
+                          f"and {why}; give a larger picture, or {clean}")  # fmt: skip
+    fits = [side // frame.multiple * frame.multiple for side in (w, h)]
+    wanted, crop = f"{frame.name} makes sides that are multiples of {frame.multiple} from {frame.least} on", fits
+    if s.height or s.width:
+        wanted, crop = f"{width}x{height} pixels were asked for", [width, height]
+    if crop[0] > w or crop[1] > h:
+        todo = "leave --height and --width out" + ("" if fits == [w, h] else f", and crop it to {fits[0]}x{fits[1]}")
+    else:
+        todo = f"crop it to {crop[0]}x{crop[1]}"
+    raise ConfigError(f"it has {w}x{h} pixels and {wanted}; {why}: {todo}")
 
 
 def _may_resize(operator: OperatorRef, simulate: bool) -> bool:
@@ -180,7 +204,7 @@ def _nearest(x: Tensor, height: int, width: int) -> Tensor:
 
 def _warning(job: Job, frame: Frame, height: int, width: int) -> str | None:
     h, w = frame.default
-    if height * width <= MUCH * h * w:
+    if not _is_much(frame, width, height):
         return None
     what = f"{width}x{height} is far larger than the {w}x{h} that {frame.name} was trained at"
     return f"{job.name}: {what}: slow, and seldom good"

@@ -94,6 +94,24 @@ def test_degraded_pictures_are_not_resized_where_that_changes_what_was_done(tmp_
         pose(job(draw(str(tmp_path / "a.png"), 60, 70), operator), FRAME)
 
 
+def test_a_measurement_that_is_made_smaller_says_how_to_keep_it(tmp_path):
+    source = draw(str(tmp_path / "a.png"), 60, 64)
+    posed = pose(job(source, "sr"), FRAME)
+    assert (posed.height, posed.width) == (
+        64,
+        64,
+    ) and "resized from 60x64 to 16x16 pixels to become 64x64" in posed.note
+    assert "(if this is the clean picture, add --simulate; -H 256 -W 240 keeps all of it)" in posed.note
+    posed = pose(job(source, "sr", height=256, width=240), FRAME)
+    assert posed.note is None and torch.equal(posed.measurement.y, pixels_of(Image.open(source))[None])
+    posed = pose(job(source, "sr", height=64, width=64), FRAME)
+    assert "--simulate" in posed.note and "keeps all" not in posed.note  # the size is what was asked for
+    assert (
+        "(-H 200 -W 200 keeps all of it)" in pose(job(draw(str(tmp_path / "b.png"), 199, 200), "denoise"), FRAME).note
+    )
+    assert "keeps all" not in pose(job(draw(str(tmp_path / "c.png"), 140, 140), "sr:factor=64"), FRAME).note  # > 8192
+
+
 def test_a_mask_is_resized_with_its_picture_and_mixes_nothing(tmp_path):
     """Every measured pixel of the small picture is one of the large one's known pixels."""
     source = draw(str(tmp_path / "a.png"), 100, 100)
@@ -118,6 +136,26 @@ def test_what_is_too_small_or_does_not_divide(tmp_path):
         pose(job(draw(str(tmp_path / "b.png")), "sr", simulate=True, height=30), FRAME)
     posed = pose(job(draw(str(tmp_path / "c.png"), 256, 200), "blur-gaussian"), FRAME)
     assert "far larger than the 64x64" in posed.warning
+
+
+@pytest.mark.parametrize(
+    "size, operator, more, said",
+    [
+        ((64, 64), "sr:factor=3", {"height": 20, "simulate": True}, "multiple of 24 for .*, got 20; try 24$"),
+        ((64, 64), "sr:factor=64", {"width": 40}, "multiple of 64 for .*, got 40; try 64$"),
+        ((64, 64), "denoise", {"height": 8}, "--height must be a multiple of 8 from 16 on for a model, got 8; try 16$"),
+        ((12, 40), "inpaint-box", {}, "12x40 pixels, which is too small: .* no side below 16, .*or .*add --simulate$"),
+        ((10, 10), "inpaint-box", {}, "10x10 pixels, which is too small: .* give a larger picture, or .*--simulate$"),
+        ((10, 10), "inpaint-box", {"height": 16, "width": 16}, "too small.*; give a larger picture, or .*--simulate$"),
+        ((10, 10), "denoise", {}, "too small.* or -H 16 -W 16 to have it enlarged first$"),
+        ((60, 70), "jpeg", {"height": 32, "width": 24}, "24x32 pixels were asked for.*: crop it to 24x32$"),
+        ((64, 64), "jpeg", {"height": 128}, "128x128 pixels were asked for.*: leave --height and --width out$"),
+        ((64, 70), "jpeg", {"height": 128, "width": 64}, "leave --height and --width out, and crop it to 64x64$"),
+    ],
+)
+def test_advice_on_sizes_can_be_followed(tmp_path, size, operator, more, said):
+    with pytest.raises(ConfigError, match=said):
+        pose(job(draw(str(tmp_path / "a.png"), *size), operator, **more), FRAME)
 
 
 def test_the_noise_of_a_simulation_is_the_pictures_own(tmp_path):
