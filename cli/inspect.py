@@ -55,7 +55,12 @@ def _policy(file: str) -> tuple[dict[str, Any], Lines]:
 
 def _picture(file: str) -> tuple[dict[str, Any], Lines]:
     from . import record
+    from .inspect_beside import told_of
 
+    found = told_of(_texts(Path(file)), Path(file).name)
+    if found is not None:
+        told, words = found
+        return {"made_of_others": told}, words.items()
     fields = read(Path(file))
     words = record.command(fields)
     lines = [*describe(fields).items(), ("command", shell.shown(words))]
@@ -67,14 +72,19 @@ def _picture(file: str) -> tuple[dict[str, Any], Lines]:
 def read(path: Path) -> dict[str, Any]:
     """The record in a PNG. ConfigError, in one line, if there is none that can be read."""
     from . import record
+
+    text = _texts(path).get(record.KEY)
+    if text is None:
+        raise ConfigError(f"{path.name} has no fewstep metadata: not made by fewstep, or removed (--no-metadata)")
+    return record.parse(text, path.name)
+
+
+def _texts(path: Path) -> dict[str, str]:
     from .png import read_text
 
     if path.is_dir():
         raise ConfigError(f"{str(path)!r} is a folder: expected a PNG file")
-    text = read_text(path).texts.get(record.KEY)
-    if text is None:
-        raise ConfigError(f"{path.name} has no fewstep metadata: not made by fewstep, or removed (--no-metadata)")
-    return record.parse(text, path.name)
+    return read_text(path).texts
 
 
 def describe(fields: dict[str, Any]) -> dict[str, str]:

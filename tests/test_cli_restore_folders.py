@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.cli.restore_inputs import find_inputs
+from fewstep.cli import png
+from fewstep.cli.restore_inputs import MARK, find_inputs
 from fewstep.errors import ConfigError
 
 from . import cli_runs
@@ -63,3 +64,38 @@ def test_a_folder_without_pictures_keeps_nothing_from_being_restored(tmp_path):
         find_inputs([str(tmp_path / "empty")] * 2)
     with pytest.raises(ConfigError, match=r"none of the 2 INPUTs can be read; the first: INPUT .*empty"):
         find_inputs([str(tmp_path / "empty"), str(tmp_path / "none.png")])
+
+
+def test_inspect_knows_all_that_a_run_writes(cli, model):
+    draw("a.png")
+    how = ("restore", "a.png", "-m", model, "--operator", "sr:factor=2", *QUICK, "--samples", 2, "--seed", 3)
+    code, out, err = cli(*how)
+    files = out.split()
+    assert code == 0 and len(files) == 5, err
+    code, out, err = cli("inspect", *files)
+    assert (code, err) == (0, "")
+    assert "the mean of restored samples" in out and "3 to 4" in out and "0.25 or more" in out
+    code, out, err = cli("inspect", "--format", "json", *files)
+    told = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and ["record" in one for one in told] == [True, True, False, False, False]
+    assert [one["made_of_others"]["kind"] for one in told[2:]] == ["mean", "std", "side-by-side"]
+    assert all(one["made_of_others"]["run"] == told[0]["record"]["run"] for one in told[2:])
+
+
+def test_inspect_knows_grids(cli):
+    code, out, err = cli("sample", "a red circle", "--num-images", 2, "--steps", 2, "--grid", "--quiet")
+    assert code == 0, err
+    code, shown, err = cli("inspect", *out.split())
+    assert (code, err) == (0, "") and "a grid of 2 pictures, 2 in a row" in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"kind": "mean", "run": "a", "seeds": [NaN, 1]}', '{"kind": "odd", "run": "a", "seeds": [0, 1]}',
+     '{"kind": "std", "run": "a", "seeds": [0, 1], "white": "w"}', '{"kind": [], "run": "a", "seeds": [0, 1]}',
+     '{"kind": "mean", "run": "a", "seeds": [0, 1, 2]}', '{"kind": "mean", "run": 1, "seeds": [0, 1]}'],
+)  # fmt: skip
+def test_a_mark_that_no_run_writes_is_refused_in_one_line(cli, text):
+    Path("bad.png").write_bytes(png.encode(Image.new("RGB", (4, 4)), {MARK: text}))
+    code, out, err = cli("inspect", "bad.png")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "bad.png has a fewstep-restore chunk" in err
