@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import checks, options
@@ -11,6 +12,7 @@ from . import restore_options as own
 from .console import Console, emit
 
 if TYPE_CHECKING:
+    from .operator_ref import OperatorRef
     from .output import Target
     from .restore_inputs import Inputs
     from .restore_run import Made, Runner
@@ -88,18 +90,36 @@ def restore(
     jobs = jobs_of(settings, inputs.pictures)
     whole = find_target(output, run_of(jobs), [item for job in jobs for item in job.items])
     side = whole.file is None if side_by_side is None else side_by_side
-    if inputs.passed_over:
-        console.note(f"{inputs.passed_over} pictures that fewstep restore made are passed over")
-    for _, why in inputs.broken:
-        console.warn(why)
+    _notes(console, settings, inputs)
+    from .restore_pictures import check_apart
     from .restore_run import Runner, find_made
 
+    check_apart(jobs, whole, side, _given(inputs, ref))
     made = find_made(jobs, whole)
     if dry_run:
         return _dry_run(settings, made, inputs, format)
-    runner = Runner(settings, console, side, paths=format == "human")
+    runner = Runner(settings, console, side, paths=format == "human", method=method)
     runner.run(made)
     return _ended(runner, made, inputs, whole, format)
+
+
+def _given(inputs: Inputs, operator: OperatorRef) -> dict[str, str]:
+    """Location -> what it is, of the files that must stay as they are."""
+    given = {} if operator.location is None else {operator.location: "the file of --operator"}
+    return given | {one.location: f"INPUT {Path(one.location).name!r} itself" for one in inputs.pictures}
+
+
+def _notes(console: Console, settings: RestoreSettings, inputs: Inputs) -> None:
+    if inputs.passed_over == 1:
+        console.note("1 picture that fewstep restore made is passed over")
+    elif inputs.passed_over:
+        console.note(f"{inputs.passed_over} pictures that fewstep restore made are passed over")
+    for _, why in inputs.broken:
+        console.warn(why)
+    scale = settings.method.method.guidance_scale
+    if scale > 1.0 and not settings.prompt:
+        console.note(f"--guidance-scale {scale:g} without --prompt pays twice to be guided by the empty prompt; "
+                     "say what the picture shows (-p TEXT), or leave it out")  # fmt: skip
 
 
 def _ended(runner: Runner, made: Sequence[Made], inputs: Inputs, whole: Target, format: str) -> int:
@@ -120,31 +140,40 @@ def _ended(runner: Runner, made: Sequence[Made], inputs: Inputs, whole: Target, 
 def _dry_run(settings: RestoreSettings, made: Sequence[Made], inputs: Inputs, format: str) -> int:
     from ..samplers.backbones import check_model
     from .plan import usable_device
-    from .restore_pose import frame_of_ref, pose
+    from .restore_pose import frame_of_ref
+    from .restore_run import pose_all
 
     device = usable_device(settings.device)
     check_model(settings.model.location)
     frame = frame_of_ref(settings.model)
-    told = []
-    for one in made:
-        posed = None if frame is None else pose(one.job, frame)
-        images = [{"file": str(one.target.path(item)), "input": one.job.source.location, "seed": item.seed,
-                   "there": item.index in one.outcome.kept} for item in one.job.items]  # fmt: skip
-        told.append((posed, images))
+    told = list(zip(made, [None] * len(made) if frame is None else pose_all(made, frame), strict=True))
     if format == "json":
-        found = {"dry_run": True, **settings.identity, "images": [image for _, images in told for image in images]}
-        emit(json.dumps({**found, "broken": [why for _, why in inputs.broken]}, allow_nan=False))
+        images = [image for one, _ in told if one.refused is None for image in _planned(one)]
+        unfit = [str(one.refused) for one in made if one.refused is not None]
+        found = {"dry_run": True, **settings.identity, "images": images}
+        emit(json.dumps({**found, "broken": [*(why for _, why in inputs.broken), *unfit]}, allow_nan=False))
         return 0
     method = ", ".join(f"{key} {value}" for key, value in settings.method.values.items())
     source = "clean pictures, degraded first" if settings.simulate else "degraded pictures"
     emit(f"{'model':<10} {settings.model.name} ({settings.model.kind}), {settings.dtype} on {device}")
     emit(f"{'operator':<10} {settings.operator.text}, noise {settings.noise_std:g} ({source})")
     emit(f"{'method':<10} {settings.method.name}: {method}")
-    for posed, images in told:
-        emit(f"{'picture':<10} {images[0]['input']}: {_sized(posed)}")
-        for image in images:
+    for one, posed in told:
+        if one.refused is not None:
+            emit(f"{'broken':<10} {one.refused}")
+            continue
+        emit(f"{'picture':<10} {one.job.source.location}: {_sized(posed)}")
+        for image in _planned(one):
             emit(f"{'':<10} {image['file']}{' (there already)' if image['there'] else ''}")
     return 0
+
+
+def _planned(one: Made) -> list[dict[str, Any]]:
+    return [
+        {"file": str(one.target.path(item)), "input": one.job.source.location, "seed": item.seed,
+         "there": item.index in one.outcome.kept}
+        for item in one.job.items
+    ]  # fmt: skip
 
 
 def _sized(posed: Any) -> str:

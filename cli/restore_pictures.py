@@ -6,13 +6,18 @@ They are functions of the PNG files alone, so an interruption does not change th
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..errors import ConfigError
 from ..files import write_atomic
 from . import png
-from .output import in_the_way
+from .output import Target, in_the_way
 from .restore_inputs import MARK
-from .restore_pose import Posed
+from .restore_pose import Frame, Posed, pose
 from .restore_settings import Job, JobTarget
 
 if TYPE_CHECKING:
@@ -34,47 +39,119 @@ class Tile(NamedTuple):
     note: str = ""
 
 
-def write_beside(job: Job, target: JobTarget, posed: Posed, lines: dict[int, dict[str, Any]], side: bool) -> list[Path]:
+def write_beside(
+    job: Job, target: JobTarget, posed: Posed | None, lines: dict[int, dict[str, Any]], side: bool
+) -> list[Path]:
     """Write the mean and the standard deviation of several samples, and the side-by-side picture if it is wanted.
 
-    lines: of the samples by index, as in run.jsonl.       Returns the paths, those that were there already too.
+    posed: only the side-by-side picture needs it.       lines: of the samples by index, as in run.jsonl.
+    Returns the paths, those that were there already too.
     """
     samples = [_pixels(target.path(item)) for item in job.items]
     made: dict[str, Tensor | Image] = {}
+    moments = None
+    if len(samples) > 1:
+        moments = _moments(samples)
+        made["mean"], made["std"] = moments
+    if side and posed is not None:
+        made["side-by-side"] = _sheet(_tiles(job, posed, samples, moments, lines))
+    return [_write(target.beside(kind), picture, job, kind) for kind, picture in made.items()]
+
+
+def _tiles(
+    job: Job,
+    posed: Posed,
+    samples: list[Tensor],
+    moments: tuple[Tensor, Tensor] | None,
+    lines: dict[int, dict[str, Any]],
+) -> list[Tile]:
     tiles = [Tile(_before(posed), "degraded", _psnr_before(lines))]
     tiles += [
         Tile(x, f"restored, seed {item.seed}", _psnr(lines[item.index]))
         for x, item in zip(samples[:MOST], job.items, strict=False)
     ]
-    if len(samples) > 1:
-        mean, spread = _moments(samples)
-        made |= {"mean": mean, "std": spread}
+    if moments is not None:
+        mean, spread = moments
         tiles.append(Tile(mean, f"mean of {len(samples)}", _psnr_of(mean, posed)))
         tiles.append(Tile(spread, "standard deviation", f"white: {WHITE:g}"))
     if posed.truth is not None:
         tiles.append(Tile(posed.truth[0], "truth"))
-    if side:
-        made["side-by-side"] = _sheet(tiles)
-    return [_write(target.beside(kind), picture, job, kind) for kind, picture in made.items()]
+    return tiles
+
+
+def posed_again(job: Job, target: JobTarget) -> Posed:
+    """What a job was restored from, of the size that its picture has: needs no model."""
+    found = png.read_text(target.path(job.items[0]))
+    size = (found.height, found.width)
+    sized = replace(job, settings=replace(job.settings, height=found.height, width=found.width))
+    return pose(sized, Frame(job.settings.model.name, 1, 1, size))
 
 
 def paths_beside(job: Job, target: JobTarget, side: bool) -> list[Path]:
     """Where `write_beside` writes. ConfigError if one of the names is taken by a file that is not ours."""
-    kinds = (("mean", "std") if len(job.items) > 1 else ()) + (("side-by-side",) if side else ())
-    paths = [target.beside(kind) for kind in kinds]
+    paths = [target.beside(kind) for kind in _kinds(job, side)]
     for path in paths:
         if path.exists() and MARK not in png.read_text(path).texts:
             raise in_the_way(path, "fewstep restore")
     return paths
 
 
+def beside_there(job: Job, target: JobTarget, side: bool) -> list[Path]:
+    """Those of `paths_beside` that are there, made of these samples of this run and not of another's."""
+    found = []
+    for kind, path in zip(_kinds(job, side), paths_beside(job, target, side), strict=True):
+        with suppress(ValueError, RecursionError):
+            if path.exists() and json.loads(png.read_text(path).texts[MARK]) == _mark(job, kind):
+                found.append(path)
+    return found
+
+
+def check_apart(jobs: Sequence[Job], whole: Target, side: bool, given: Mapping[str, str]) -> None:
+    """ConfigError if a picture would be written over a file that was given.       given: location -> what it is."""
+    known = {}
+    for location, what in given.items():
+        with suppress(OSError):
+            known[_identity(location)] = what
+    for job in jobs:
+        target = job.target(whole)
+        for path in [*map(target.path, job.items), *map(target.beside, _kinds(job, side))]:
+            with suppress(OSError):  # it is not there
+                what = known.get(_identity(path))
+                if what is not None:
+                    raise ConfigError(f"--output: {str(path)!r} is {what}, which would be replaced; choose another "
+                                      "--output")  # fmt: skip
+
+
+@contextmanager
+def naming(path: Path | None) -> Iterator[None]:
+    """A write that fails inside says which file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = None if path is None else str(path)
+        raise
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _kinds(job: Job, side: bool) -> tuple[str, ...]:
+    return (("mean", "std") if len(job.items) > 1 else ()) + (("side-by-side",) if side else ())
+
+
+def _mark(job: Job, kind: str) -> dict[str, Any]:
+    told = {"run": job.run, "kind": kind, "seeds": [job.items[0].seed, job.items[-1].seed]}
+    return told | ({"white": WHITE} if kind == "std" else {})
+
+
 def _write(path: Path, picture: Any, job: Job, kind: str) -> Path:
     image = picture if hasattr(picture, "save") else png.picture(picture)
-    told = {"run": job.run, "kind": kind, "seeds": [job.items[0].seed, job.items[-1].seed]}
-    told |= {"white": WHITE} if kind == "std" else {}
-    data = png.encode(image, {MARK: json.dumps(told, sort_keys=True)})
+    data = png.encode(image, {MARK: json.dumps(_mark(job, kind), sort_keys=True)})
     if not path.exists() or path.read_bytes() != data:
-        write_atomic(path, data)
+        with naming(path):
+            write_atomic(path, data)
     return path
 
 

@@ -89,7 +89,8 @@ def command(fields: dict[str, Any]) -> list[str]:
     words += ["--samples", str(size), "--batch-size", str(size)] if size > 1 else []
     words += ["--model", model["name"], *pair("--variant", model.get("variant"))]
     words += pair("--revision", fields.get("commit", model.get("revision")))
-    words += ["--height", str(fields["height"]), "--width", str(fields["width"])]
+    for key, side in fields.get("asked", {}).items():  # else its size follows from the picture and the model
+        words += [f"--{key}", str(side)]
     return [*words, "--dtype", fields["dtype"], "--device", fields["device"]]
 
 
@@ -165,6 +166,12 @@ def _is_method(value: object) -> bool:
     return plain and is_text(value["name"]) and all(map(is_text, value))
 
 
+def _is_asked(value: object) -> bool:
+    if not (isinstance(value, dict) and 0 < len(value) <= 2):
+        return False
+    return all(key in ("height", "width") and is_whole(side, 1, checks.MAX_SIDE) for key, side in value.items())
+
+
 def _is_simulation(value: object) -> bool:
     return value is None or (isinstance(value, dict) and is_whole(value.get("noise_seed"), 0, checks.MAX_SEED))
 
@@ -210,4 +217,5 @@ OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "psnr": _number(),
     "ssim": _number(),
     "psnr_before": _number(),
+    "asked": _is_asked,
 }

@@ -17,6 +17,7 @@ from .init_image import InitImage
 from .model_ref import ModelRef
 from .operator_ref import MethodRef, OperatorRef
 from .output import Target
+from .plan import resolve_device
 from .settings import Item
 
 MAX_STEM = 80  # bytes of a picture's name that the name of what it became begins with
@@ -57,6 +58,9 @@ class RestoreSettings:
         checks.whole("--samples", self.samples, 1, MAX_SAMPLES)
         checks.whole("--batch-size", self.batch_size, 1, checks.MAX_BATCH)
         checks.whole("--noise-seed", self.noise_seed, 0, checks.MAX_SEED)
+        if self.noise_seed and not self.simulate:
+            raise ConfigError(f"--noise-seed {self.noise_seed} is of the noise that --simulate adds, and there is no "
+                              "--simulate: add it if INPUT is a clean picture, or leave --noise-seed out")  # fmt: skip
         checks.whole("--seed", self.seed, 0, checks.MAX_SEED - self.samples + 1)
         for option, side in (("--height", self.height), ("--width", self.width)):
             if side is not None:
@@ -80,8 +84,9 @@ class RestoreSettings:
             "dtype": self.dtype,
         }
         found["simulate"] = {"noise_seed": self.noise_seed} if self.simulate else None
-        known = {"height": self.height, "width": self.width}
-        return found | {key: value for key, value in known.items() if value is not None}
+        asked = {"height": self.height, "width": self.width}
+        asked = {key: value for key, value in asked.items() if value is not None}
+        return found | ({"asked": asked} if asked else {})
 
 
 @dataclass(frozen=True)
@@ -102,10 +107,11 @@ class Job:
 
     @cached_property
     def run(self) -> str:
-        """Names what is done to this picture. With more than one picture in a batch also which of them are together:
-        their last bits depend on it."""
-        own: dict[str, Any] = {"command": "restore", "input": self.source.sha256, "device": self.settings.device}
+        """Names what is done to this picture, on which kind of device. With more than one picture in a batch also
+        which of them are together: their last bits depend on it."""
         s = self.settings
+        device = resolve_device(s.device).partition(":")[0]
+        own: dict[str, Any] = {"command": "restore", "input": self.source.sha256, "device": device}
         if s.batch_size > 1:
             own["batches"] = [s.seed, s.samples, s.batch_size]
         text = json.dumps({**s.identity, **own}, sort_keys=True)

@@ -40,7 +40,7 @@ def test_a_record_is_its_command():
     options = dict(zip(words[3::2], words[4::2], strict=True))
     assert options["--noise-seed"] == "9" and options["--prompt"] == "it's" and options["--revision"] == "1f" * 20
     assert (options["--seed"], options["--samples"], options["--batch-size"]) == ("4", "2", "2")
-    assert (options["--height"], options["--width"]) == ("64", "48")
+    assert "--height" not in options  # nobody asked for a size
     again = find_method(options["--method"], None, None)
     assert again == find_method("stsl:K=2,solver=2m", 12, 3.0)
     lines = inspect.describe(told)
@@ -49,9 +49,17 @@ def test_a_record_is_its_command():
     assert record.parameters(told).startswith("it's\nSteps: 12, Sampler: fewstep restore stsl, CFG scale: 3.0, Seed: 5")
 
 
+def test_a_size_that_was_asked_for_is_in_the_command():
+    words = record.command(parse(json.dumps(fields(asked={"height": 64})), "a.png"))
+    assert words[words.index("--height") + 1] == "64" and "--width" not in words
+
+
 @pytest.mark.parametrize(
     "key, value",
     [
+        ("asked", {"height": 0}),
+        ("asked", {"--model": 64}),
+        ("asked", {}),
         ("input", {"sha256": "../../etc"}),
         ("operator", {"name": 3}),
         ("operator", {"name": "mask", "sha256": "x"}),

@@ -1,0 +1,104 @@
+"""A batch of samples of one picture: restored, measured against what is known, and what to type where that fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FewstepError, NumericsError
+from .operator_ref import MethodRef
+from .restore_pose import Posed
+from .restore_settings import Job
+from .settings import Item
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from ..inverse.report import Restoration, Tick
+    from ..samplers.backbones import Backbone
+
+
+def restored(
+    job: Job, posed: Posed, backbone: Backbone, batch: Sequence[Item], on_tick: Callable[[Tick], None]
+) -> Restoration:
+    """The pictures of a batch. FewstepError, with what to try, where memory is short; NumericsError where they are no
+    numbers."""
+    from ..inverse.restore import restore
+
+    s = job.settings
+    try:
+        found = restore(
+            backbone,
+            posed.measurement,
+            s.method.method,
+            prompt=s.prompt,
+            seeds=[item.seed for item in batch],
+            checkpoint=s.checkpoint,
+            on_tick=on_tick,
+        )
+        if not bool(found.x.isfinite().all()):
+            raise NumericsError(f"its pixels are no numbers; try another --dtype than {s.dtype}")
+        return found
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
+            raise
+        hints = [] if s.checkpoint else ["--checkpoint"]
+        hints += ["a smaller --batch-size"] if len(batch) > 1 else ["a smaller --height and --width"]
+        what = f"{len(batch)} picture(s) of {posed.width}x{posed.height}"
+        raise FewstepError(f"there is not enough memory to restore {what}: try {' or '.join(hints)}") from error
+
+
+def shown(bar: tqdm, posed: Posed, where: str, steps: int) -> Callable[[Tick], None]:
+    """Moves the bar: a step, and how far the predicted picture is from the measurement, beside the noise."""
+    count, noise = int(posed.measurement.count[0]), posed.measurement.sigma_y
+
+    def on_tick(tick: Tick) -> None:
+        if tick.tick == 0 and bar.total is not None:
+            bar.total += tick.ticks - steps  # some solvers evaluate several times a step
+        residual = float(tick.residual.max()) / math.sqrt(count)
+        bar.set_description_str(f"{where}: residual {residual:.3f} (noise {noise:g})", refresh=False)
+        bar.update(1)
+
+    return on_tick
+
+
+def quality_of(found: Restoration, posed: Posed, row: int) -> dict[str, Any]:
+    """What restore_record.Found has of the picture in this row."""
+    import torch
+
+    from ..inverse.metrics import WINDOW, psnr, ssim
+
+    m, x = posed.measurement, found.x[row : row + 1]
+    with torch.no_grad():
+        residual = float(torch.linalg.vector_norm(m.residual(x.to(m.y.dtype)).double())) / math.sqrt(int(m.count[0]))
+        before = m.guess().clamp(0.0, 1.0)
+    chi2 = found.report.chi2[row]
+    values: dict[str, Any] = {"residual": residual, "chi2": chi2 if math.isfinite(chi2) else None}
+    if posed.truth is not None:
+        values["psnr"], values["psnr_before"] = float(psnr(x, posed.truth)), float(psnr(before, posed.truth))
+        values["ssim"] = float(ssim(x, posed.truth)) if min(posed.height, posed.width) >= WINDOW else None
+    return {key: value if value is None or math.isfinite(value) else None for key, value in values.items()}
+
+
+def with_hint(error: NumericsError, job: Job, text: str, together: int) -> str:
+    """The error, with what to type.       text: the --method that was given, whose other keys stay."""
+    hint = smaller_step(job.settings.method, text)
+    alone = "; --batch-size 1 keeps the others of its batch" if together > 1 else ""
+    return f"{error}{'' if hint is None else f': --method {hint}'}{alone}"
+
+
+def smaller_step(ref: MethodRef, text: str) -> str | None:
+    """`text` with a quarter of its step size, or the method's own if that is less; None if there is no such number."""
+    from ..inverse.named import canonical, fields_of, method_of
+
+    key = ref.method.step_size
+    value, usual = ref.values.get(key), fields_of(method_of(ref.name)).get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value:
+        return None
+    value = value / 4
+    if isinstance(usual, int | float) and 0 < usual < value:
+        value = usual
+    options = canonical(text or ref.name).partition(":")[2]
+    kept = [part for part in options.split(",") if part and part.partition("=")[0] != key]
+    return f"{ref.name}:{','.join([*kept, f'{key}={value:g}'])}"
