@@ -118,11 +118,11 @@ def methods_listed() -> list[str]:
     """A line for each method, and below it its keys with their defaults."""
     from ..inverse.named import METHODS, fields_of, method_of, written
 
-    lines = []
+    lines, wide = [], max(map(len, METHODS))
     for name, (_, _, help) in METHODS.items():
         try:
             keys = written("", fields_of(method_of(name))).lstrip(":").replace(",", ", ")
         except ModuleNotFoundError:
             continue
-        lines += [f"{name:<7} {help}", f"{'':<7}   {keys}"]
+        lines += [f"{name:<{wide}} {help}", f"{'':<{wide}}   {keys}"]
     return lines

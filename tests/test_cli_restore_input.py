@@ -230,7 +230,7 @@ def files(tmp_path) -> None:
         (("good.png", "--operator", "mask:file=text.png"), "no picture"),
         (("good.png", "--operator", "mask:file=none.png"), "no mask file"),
         (("good.png", "--operator", "blur-kernel:file=zero.txt"), "kernel"),
-        (("good.png", "--operator", "super-resolution"), "unknown operator 'super-resolution'"),
+        (("good.png", "--operator", "super-resolution"), "'super-resolution': did you mean sr?"),
         (("good.png", "--operator", "sr:scale=4"), "no key 'scale'"),
         (("good.png", "--operator", "sr:factor=x"), "must be a whole number"),
         (("good.png", "--operator", "blur-gaussian:size=4"), "odd"),
@@ -274,6 +274,8 @@ def test_names_that_help_shows_are_those_that_there_are(cli):
     assert code == 0 and all(f"\n{name} " in "\n" + out for name in OPERATORS) and "factor=4" in out
     code, out, _ = cli("restore", "--method", "help")
     assert code == 0 and all(f"\n{name} " in "\n" + out for name in METHODS) and f"zeta={STSL().zeta!r}" in out
+    starts = {line.index(METHODS[line.split()[0]][2]) for line in out.splitlines() if not line.startswith(" ")}
+    assert len(starts) == 1  # one column
 
 
 @pytest.mark.parametrize("text", [*METHODS, "stsl:K=2,solver=2m,init=gaussian", "ldps:solver=sde-2m:eta=0.5"])

@@ -22,6 +22,7 @@ from fewstep.inverse.operators import (
     InpaintRandom,
     KernelBlur,
     MotionBlur,
+    named,
 )
 from fewstep.inverse.operators import files as operator_files
 from fewstep.inverse.operators.named import OPERATORS, described, operator_of
@@ -44,8 +45,8 @@ NAMES = [
 
 def test_the_names():
     assert list(OPERATORS) == NAMES
-    for named in OPERATORS.values():
-        assert named.help and "\n" not in named.help and isinstance(named.operator, type)
+    for one in OPERATORS.values():
+        assert one.help and "\n" not in one.help and isinstance(one.operator, type)
     assert OPERATORS["sr"].usage == "factor=4, filter=bicubic" and OPERATORS["denoise"].usage == ""
     assert OPERATORS["mask"].usage == "file=PATH, known=white"
 
@@ -93,7 +94,15 @@ WRONG = {
     "factor of operator sr must be a whole number, got 'four'": "sr:factor=four",
     "factor must be a whole number from 1 to 64, got -2": "sr:factor=-2",
     "padding of operator blur-motion must be one of reflect, circular, got 'zero'": "blur-motion:padding=zero",
-    "written key=value": "sr:factor",
+    "written key=value, got 'factor': it has factor=4": "sr:factor",
+    "written key=value, got '4': did you mean sr:factor=4? it has factor=4": "sr:4",
+    "did you mean sr:filter=average?": "sr:factor=8,average",
+    "did you mean mask:file=holes.png?": "mask:holes.png",
+    "got '3': it has no keys": "denoise:3",
+    "unknown operator 'super-resolution': did you mean sr? There are": "super-resolution",
+    "unknown operator 'Super_Resolution:factor=4': did you mean sr?": "Super_Resolution:factor=4",
+    "unknown operator 'upscale:4': did you mean sr?": "upscale:4",
+    "unknown operator 'motion blur': did you mean blur-motion?": "motion blur",
     "factor is given twice": "sr:factor=2,factor=4",
     "operator mask needs a file: type mask:file=PATH (file=PATH, known=white)": "mask",
     "operator blur-kernel needs a file": "blur-kernel:padding=circular",
@@ -107,6 +116,10 @@ WRONG = {
 def test_what_is_wrong_is_said(message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         operator_of(WRONG[message])
+
+
+def test_every_hint_is_a_name():
+    assert set(named._MEANT.values()) <= set(OPERATORS) and not set(named._MEANT) & set(OPERATORS)
 
 
 def test_what_has_no_text():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, NamedTuple, get_type_hints
 
@@ -61,6 +62,18 @@ OPERATORS: dict[str, Named] = {
     "denoise": _plain(Denoise, "nothing but noise"),
     "jpeg": _plain(JPEG, "compression with quality 1 to 100"),
 }
+# What others call them, for the hint alone.
+_MEANT = {
+    **dict.fromkeys(("super-resolution", "superresolution", "super-res", "superres", "sisr"), "sr"),
+    **dict.fromkeys(("upscale", "upscaling", "upsample", "downscale", "downsample", "bicubic", "resize"), "sr"),
+    **dict.fromkeys(("blur", "deblur", "deblurring", "gaussian", "gaussian-blur", "gaussian-deblur"), "blur-gaussian"),
+    **dict.fromkeys(("motion", "motion-blur", "motion-deblur"), "blur-motion"),
+    **dict.fromkeys(("kernel", "kernel-blur"), "blur-kernel"),
+    **dict.fromkeys(("noise", "gaussian-noise", "awgn", "denoising", "none", "identity"), "denoise"),
+    **dict.fromkeys(("jpg", "compression", "compress"), "jpeg"),
+    **dict.fromkeys(("box", "inpaint", "inpainting"), "inpaint-box"),
+    **dict.fromkeys(("random", "random-inpaint"), "inpaint-random"),
+}
 
 
 def operator_of(text: str) -> Any:
@@ -73,15 +86,16 @@ def operator_of(text: str) -> Any:
     name, _, options = text.partition(":")
     name = name.strip().lower().replace("_", "-").replace(" ", "-")
     if name not in OPERATORS:
-        close = difflib.get_close_matches(name, OPERATORS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}? There are" if close else "there are"
+        close = difflib.get_close_matches(name, [*OPERATORS, *_MEANT], n=1, cutoff=0.5)
+        hint = f"did you mean {_MEANT.get(close[0], close[0])}? There are" if close else "there are"
         raise ConfigError(f"unknown operator {text.strip()!r}: {hint} {', '.join(OPERATORS)}")
     found = OPERATORS[name]
     what, keys = f"operator {name}", found.keys
     path, options = _taken_file(options, what) if "file" in keys else (None, options)
-    _check_keys(options, found, name)
-    types = get_type_hints(found.make)
-    values = parse_all(options, {key: types[key] for key in keys}, what)
+    hints = get_type_hints(found.make)
+    types = {key: hints[key] for key in keys}
+    _check_keys(options, found, name, types)
+    values = parse_all(options, types, what)
     if "file" in keys:
         if not path:
             raise ConfigError(f"{what} needs a file: type {name}:file=PATH ({found.usage})")
@@ -131,12 +145,25 @@ def _taken_file(options: str, what: str) -> tuple[str | None, str]:
     return ",".join(path).strip() if path is not None else None, ",".join(others)
 
 
-def _check_keys(options: str, named: Named, name: str) -> None:
-    """ConfigError for a key that there is not, with the nearest and the defaults."""
+def _check_keys(options: str, named: Named, name: str, types: dict[str, Any]) -> None:
+    """ConfigError for a key that there is not, with the nearest, and for a value without a key; with the defaults."""
+    has = f"it has {named.usage}" if types else "it has no keys"
     for part in options.split(",") if options.strip() else []:
-        key = part.partition("=")[0].strip()
-        if "=" in part and key not in named.keys:
-            close = difflib.get_close_matches(key, named.keys, n=1, cutoff=0.5)
+        key, equals, _ = (piece.strip() for piece in part.partition("="))
+        if equals and key not in types:
+            close = difflib.get_close_matches(key, types, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}? " if close else ""
-            has = f"it has {named.usage}" if named.keys else "it has no keys"
             raise ConfigError(f"operator {name} has no key {key!r}: {hint}{has}")
+        if key and not equals:
+            meant = None if key in types else _key_of(key, types)
+            hint = f"did you mean {name}:{meant}={key}? " if meant else ""
+            raise ConfigError(f"keys of operator {name} are written key=value, got {key!r}: {hint}{has}")
+
+
+def _key_of(value: str, types: dict[str, Any]) -> str | None:
+    """The first key that takes such a value."""
+    for key, kind in types.items():
+        with suppress(ConfigError):
+            parse_all(f"{key}={value}", {key: kind}, "it")
+            return key
+    return None
