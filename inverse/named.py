@@ -18,10 +18,10 @@ METHODS: dict[str, tuple[str, str, str]] = {
     "ldps": ("ldps", "LDPS", "one step along the data loss at each of 1,000 steps"),
     "psld": ("psld", "PSLD", "LDPS that also asks for latents which the autoencoder leaves as they are"),
     "p2l": ("p2l", "P2L", "LDPS that also tunes the prompt's embedding, and projects now and then"),
-    "dps": ("dps", "DPS", "diffusion posterior sampling in pixels"),
-    "dps-gaussian": ("dps", "DPSGaussian", "in pixels: DPS with the likelihood's own weight"),
-    "pigdm": ("pigdm", "PiGDM", "in pixels: guidance by the pseudo-inverse, for linear operators"),
-    "tmpd": ("tmpd", "TMPD", "in pixels: PiGDM with the covariance that the network itself implies"),
+    "dps": ("dps", "DPS", "diffusion posterior sampling, made for pixels; on latent models LDPS with ancestral steps"),
+    "dps-gaussian": ("dps", "DPSGaussian", "DPS with the likelihood's own weight"),
+    "pigdm": ("pigdm", "PiGDM", "only models of pixels and linear operators: guidance by the pseudo-inverse"),
+    "tmpd": ("tmpd", "TMPD", "only models of pixels and linear operators: PiGDM with the network's own covariance"),
 }
 # What operators.named.OPERATORS has, for help pages and completion.
 OPERATOR_NAMES = (

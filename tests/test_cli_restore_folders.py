@@ -1,4 +1,5 @@
-"""``fewstep restore`` on folders that have its own pictures, or none; ``fewstep inspect`` on all that it writes."""
+"""``fewstep restore`` on folders that have its own pictures, or none; ``fewstep inspect`` on all that it writes; which
+methods run on which models."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from PIL import Image
 from fewstep.cli import png
 from fewstep.cli.restore_inputs import MARK, find_inputs
 from fewstep.errors import ConfigError
+from fewstep.inverse.named import METHODS
 
 from . import cli_runs
 
@@ -99,3 +101,14 @@ def test_a_mark_that_no_run_writes_is_refused_in_one_line(cli, text):
     Path("bad.png").write_bytes(png.encode(Image.new("RGB", (4, 4)), {MARK: text}))
     code, out, err = cli("inspect", "bad.png")
     assert (code, out) == (2, "") and err.count("\n") == 1 and "bad.png has a fewstep-restore chunk" in err
+
+
+def test_methods_run_where_their_help_says(cli, model):
+    """On a latent model; those that say they need pixels are refused in one line."""
+    draw("a.png")
+    for name in ("dps", "dps-gaussian", "pigdm", "tmpd"):
+        refused = "only models of pixels" in METHODS[name][2]
+        assert refused == (name in ("pigdm", "tmpd"))
+        how = ("--operator", "sr:factor=2", "--simulate", "--method", name, "--steps", 2, "--no-side-by-side")
+        code, out, err = cli("restore", "a.png", "-m", model, *how, "--noise-std", 1)
+        assert (code, len(out.split())) == ((2, 0) if refused else (0, 1)), err
