@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .operator_ref import OperatorRef
     from .output import Target
     from .restore_inputs import Inputs
+    from .restore_pose import Posed
     from .restore_run import Made, Runner
     from .restore_settings import RestoreSettings
 
@@ -94,7 +95,7 @@ def restore(
     from .restore_pictures import check_apart
     from .restore_run import Runner, find_made
 
-    check_apart(jobs, whole, side, _given(inputs, ref))
+    check_apart(jobs, whole, side, _given(input or (), inputs, ref))
     made = find_made(jobs, whole)
     if dry_run:
         return _dry_run(settings, made, inputs, format)
@@ -103,10 +104,11 @@ def restore(
     return _ended(runner, made, inputs, whole, format)
 
 
-def _given(inputs: Inputs, operator: OperatorRef) -> dict[str, str]:
+def _given(named: Sequence[str], inputs: Inputs, operator: OperatorRef) -> dict[str, str]:
     """Location -> what it is, of the files that must stay as they are."""
     given = {} if operator.location is None else {operator.location: "the file of --operator"}
-    return given | {one.location: f"INPUT {Path(one.location).name!r} itself" for one in inputs.pictures}
+    locations = [*named, *(one.location for one in inputs.pictures)]  # of those that are named some may be broken
+    return given | {location: f"INPUT {Path(location).name!r} itself" for location in locations}
 
 
 def _notes(console: Console, settings: RestoreSettings, inputs: Inputs) -> None:
@@ -141,14 +143,15 @@ def _dry_run(settings: RestoreSettings, made: Sequence[Made], inputs: Inputs, fo
     from ..samplers.backbones import check_model
     from .plan import usable_device
     from .restore_pose import frame_of_ref
-    from .restore_run import pose_all
+    from .restore_run import described
 
     device = usable_device(settings.device)
     check_model(settings.model.location)
     frame = frame_of_ref(settings.model)
-    told = list(zip(made, [None] * len(made) if frame is None else pose_all(made, frame), strict=True))
+    unknown = ["its size is known once the model is loaded"] * len(made)
+    told = unknown if frame is None else described(made, frame, _sized)
     if format == "json":
-        images = [image for one, _ in told if one.refused is None for image in _planned(one)]
+        images = [image for one in made if one.refused is None for image in _planned(one)]
         unfit = [str(one.refused) for one in made if one.refused is not None]
         found = {"dry_run": True, **settings.identity, "images": images}
         emit(json.dumps({**found, "broken": [*(why for _, why in inputs.broken), *unfit]}, allow_nan=False))
@@ -158,11 +161,11 @@ def _dry_run(settings: RestoreSettings, made: Sequence[Made], inputs: Inputs, fo
     emit(f"{'model':<10} {settings.model.name} ({settings.model.kind}), {settings.dtype} on {device}")
     emit(f"{'operator':<10} {settings.operator.text}, noise {settings.noise_std:g} ({source})")
     emit(f"{'method':<10} {settings.method.name}: {method}")
-    for one, posed in told:
+    for one, words in zip(made, told, strict=True):
         if one.refused is not None:
             emit(f"{'broken':<10} {one.refused}")
             continue
-        emit(f"{'picture':<10} {one.job.source.location}: {_sized(posed)}")
+        emit(f"{'picture':<10} {one.job.source.location}: {words}")
         for image in _planned(one):
             emit(f"{'':<10} {image['file']}{' (there already)' if image['there'] else ''}")
     return 0
@@ -176,9 +179,7 @@ def _planned(one: Made) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _sized(posed: Any) -> str:
-    if posed is None:
-        return "its size is known once the model is loaded"
+def _sized(posed: Posed) -> str:
     more = [text for text in (posed.note, posed.warning) if text is not None]
     return "; ".join(
         [f"{posed.width}x{posed.height} pixels, {int(posed.measurement.count[0]):,} numbers measured", *more]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -202,12 +202,18 @@ def find_made(jobs: Sequence[Job], whole: output.Target) -> list[Made]:
     return found
 
 
-def pose_all(made: Sequence[Made], frame: Frame) -> list[Posed | None]:
-    """The measurement of each, None where there is none. ConfigError if nothing fits."""
-    found = [_posed(one, frame, alone=len(made) == 1) for one in made]
-    if not any(found):
+def described(made: Sequence[Made], frame: Frame, words: Callable[[Posed], str]) -> list[str]:
+    """The words on the measurement of each, one measurement in memory at a time; why there is none is its `refused`.
+
+    Errors: that of the first if nothing fits.
+    """
+    told = []
+    for one in made:
+        posed = _posed(one, frame, alone=len(made) == 1)
+        told.append("" if posed is None else words(posed))
+    if all(one.refused is not None for one in made):
         raise _none_fits(made)
-    return found
+    return told
 
 
 def _check_sizes(made: Sequence[Made], frame: Frame) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fewstep.cli import png
 from fewstep.cli.operator_ref import find_method
 from fewstep.cli.restore_batch import smaller_step
 from fewstep.inverse.restore import restore
@@ -59,6 +61,17 @@ def test_no_input_is_replaced(cli, model, ours, monkeypatch):
     made = Path("ours-side-by-side.png")
     code, _, err = cli(*how, made, *SR, "-o", ours, "--side-by-side")
     assert code == 2 and f"INPUT '{made}' itself" in err
+
+
+def test_an_input_that_cannot_be_read_is_not_replaced_either(cli, model, ours):
+    text = next(value for key, value in Image.open(ours).info.items() if key == "fewstep")
+    damaged = png.encode(Image.new("RGB", (16, 16)), {"fewstep": text})
+    start = damaged.index(b"IDAT")
+    body = b"IDAT" + bytes(int.from_bytes(damaged[start - 4 : start]))
+    damaged = damaged[:start] + body + zlib.crc32(body).to_bytes(4) + damaged[start + len(body) + 4 :]
+    ours.write_bytes(damaged)
+    code, out, err = cli("restore", "a.png", ours, "-m", model, *SR, *QUICK, "-o", ours)
+    assert (code, out) == (2, "") and f"INPUT '{ours}' itself" in err and ours.read_bytes() == damaged
 
 
 def test_what_is_missing_is_made_without_knowing_the_model(cli):
