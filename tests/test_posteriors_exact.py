@@ -73,13 +73,15 @@ def test_pigdm_is_the_oracle_for_a_unit_covariance(unit):
 
 
 def test_pigdm_does_not_converge_for_another_covariance(anisotropic):
-    errors = [gaussian_w2(law(PiGDM(steps=n), anisotropic), anisotropic.exact) for n in (100, 200)]
-    assert errors[1] > 0.25 and errors[1] > 0.9 * errors[0]
+    """The oracle's error halves with each doubling (above); this one stays, at several times the oracle's."""
+    errors = [gaussian_w2(law(PiGDM(steps=n), anisotropic), anisotropic.exact) for n in (250, 500)]
+    oracle = gaussian_w2(law(Unguided(steps=500), anisotropic, exact=True), anisotropic.exact)
+    assert errors[1] > 4.0 * oracle and errors[1] > 0.9 * errors[0]
 
 
 def test_dps_converges_to_its_own_biased_answer(anisotropic):
-    """The closed form of posteriors_affine, which is 0.50 away from the posterior."""
-    assert gaussian_w2(anisotropic.dps, anisotropic.exact) > 0.4
+    """The closed form of posteriors_affine, which is not the posterior."""
+    assert gaussian_w2(anisotropic.dps, anisotropic.exact) > 0.3
     assert converges(DPSGaussian, anisotropic, anisotropic.dps, steps=(100, 200, 400)) < 0.04
 
 
@@ -142,7 +144,7 @@ def test_stsl_without_the_trace_is_its_first_order_loop():
     table = trace(method.solver, GRIDS["time"](backbone.schedule, steps), backbone.schedule)
     levels = table.plan.nodes
     noise = initial_noise(seeds, (1, 1, 8)).double()
-    z = renoise(backbone.to_latents(y.operator.A_adjoint(y.y)), noise, levels[0])
+    z = renoise(backbone.to_latents(y.guess()), noise, levels[0])
     for i, level in enumerate(levels):
         for _ in range(K):
             z = z.detach().requires_grad_()

@@ -47,7 +47,7 @@ def test_a_scene_has_the_same_measurement_in_every_chunk(task):
     assert (together.y[2] - alone.y[0]).abs().max() < 1e-6
     assert (together.y[0] - together.y[1]).std() > 0.01
     noise = together.y - together.seen(task.operator.A(restore_problems.truth("test", 2, 3)))
-    n = together.count * 3
+    n = int(together.count.sum())
     assert abs(float(noise.square().sum()) / n / 0.05**2 - 1.0) < 5 * (2 / n) ** 0.5  # five standard deviations
 
 
