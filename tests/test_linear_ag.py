@@ -36,7 +36,7 @@ def test_exact_on_isotropic_gaussians(kind, solver, variances):
     network, x = held(99)
     half = solve(table, network, x, guidance=LinearAG({}, ("cfg",) + ("cond",) * (STEPS - 1), W)).x
     assert distance(half, expected) > 1e-2  # guidance matters here
-    # the square is what rounding leaves of sums over 64 numbers, 64 eps |u|^2, by |c - u|^2, which is down to 1e-4 |u|^2
+    # its square is what rounding leaves of sums over 64 numbers, 64 eps |u|^2, by |c - u|^2, down to 1e-4 |u|^2 here
     assert all(r.of_difference < 1e-5 for r in fit.residuals.values())
 
 
