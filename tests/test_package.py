@@ -10,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import distributions, version
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -48,6 +49,7 @@ UNSAFE_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "yaml.load", "yaml.unsafe_load"}
 
 
+@cache  # a process of git for each file that is looked at would be half a minute
 def checkout_files() -> list[PurePosixPath]:
     """What git has, or would take with ``git add``."""
     git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -58,6 +60,7 @@ def checkout_files() -> list[PurePosixPath]:
     return [PurePosixPath(name) for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
+@cache
 def package_folders() -> set[str]:
     """Every folder that holds an ``__init__.py``, except the tests."""
     inits = {path.parent.as_posix() for path in checkout_files() if path.name == "__init__.py"}
@@ -75,6 +78,7 @@ def modules() -> list[PurePosixPath]:
     return [path for path in checkout_files() if path.suffix == ".py" and in_package(path)]
 
 
+@cache
 def parse(path: PurePosixPath) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
 
