@@ -237,6 +237,7 @@ def _posed(one: Made, frame: Frame, *, alone: bool) -> Posed | None:
     try:
         posed = pose(one.job, frame)
         posed.measurement.residual(posed.measurement.guess())
+        one.job.settings.method.method.check(posed.measurement)
         return posed
     except FewstepError as error:
         if alone:

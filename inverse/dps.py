@@ -25,6 +25,7 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError
 from ..samplers import DDIM, Level, Prediction, Solver, State, edit
 from .checks import check_number
+from .measurement import Measurement
 from .pixels import data_gradient
 from .posterior import Done, Init, Posterior
 from .problem import Problem
@@ -99,8 +100,8 @@ class DPSGaussian(Posterior):
         super().__post_init__()
         check_number(self.zeta, "zeta", 1.0, zero=True)
 
-    def begin(self, problem: Problem) -> None:
-        if problem.measurement.sigma_y == 0.0:
+    def check(self, measurement: Measurement) -> None:
+        if measurement.sigma_y == 0.0:
             raise ConfigError("DPSGaussian divides by sigma_y, which is 0 here: give the noise a size, or take DPS")
 
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from ..samplers import State, edit
 from .checks import check_number
 from .likelihood import Weighting, check_weighting
+from .measurement import Measurement
 from .pixels import data_step
 from .posterior import Done, Posterior
 from .problem import Problem
@@ -41,8 +42,8 @@ class LDPS(Posterior):
         check_number(self.zeta, "zeta", 1.0, zero=True)
         check_weighting(self.weighting, polyak=True)
 
-    def begin(self, problem: Problem) -> None:
-        check_weighting(self.weighting, problem.measurement.sigma_y, polyak=True)
+    def check(self, measurement: Measurement) -> None:
+        check_weighting(self.weighting, measurement.sigma_y, polyak=True)
 
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:
         level = problem.level(state.tick)

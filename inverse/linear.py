@@ -20,6 +20,13 @@ from .problem import Problem
 AFFINE = 1e-3  # how far a decoder may be from affine, relative; that of tiny-sd is 0.7
 
 
+def check_linear(operator: Any, method: str) -> None:
+    """IncompatibleError for an operator that is not linear."""
+    if not is_linear(operator):
+        raise IncompatibleError(f"{method} needs a linear operator, one with A_adjoint(y), got "
+                                f"{name_of(operator)}: take LDPS or STSL")  # fmt: skip
+
+
 class StateOperator:
     """H, for operators that are linear and decoders that are affine.
 
@@ -30,9 +37,7 @@ class StateOperator:
 
     def __init__(self, problem: Problem, method: str) -> None:
         self.operator, self._decode = problem.measurement.operator, problem.backbone.to_pixels
-        if not is_linear(self.operator):
-            raise IncompatibleError(f"{method} needs a linear operator, one with A_adjoint(y), got "
-                                    f"{name_of(self.operator)}: take LDPS or STSL")  # fmt: skip
+        check_linear(self.operator, method)
         guess = problem.measurement.guess()[:1]
         shape = problem.backbone.latent_shape(*guess.shape[-2:])
         self._zero = guess.new_zeros(1, *shape)

@@ -28,6 +28,7 @@ from ..samplers import Level, Prediction, State, edit
 from ..samplers.backbones.base import UNetNetwork
 from .checks import check_number
 from .likelihood import Weighting, check_weighting, prox
+from .measurement import Measurement
 from .operators import is_linear, name_of
 from .operators.base import check_choice, check_whole
 from .pixels import data_gradient, decoded_gradient
@@ -81,15 +82,17 @@ class P2L(Posterior):
         check_number(self.gamma, "gamma", 1.0)
         check_choice(self.eps, "eps", ("state", "network"))
 
-    def begin(self, problem: Problem) -> Tuned:
-        measurement, network = problem.measurement, problem.network
+    def check(self, measurement: Measurement) -> None:
         check_weighting(self.weighting, measurement.sigma_y)
-        if not isinstance(network, UNetNetwork) or TEXT not in network.conditions["cond"]:
-            raise IncompatibleError(f"P2L tunes text embeddings, which {type(network).__name__} has not: take LDPS(), "
-                                    "or a Stable Diffusion or SDXL pipeline")  # fmt: skip
         if self.project_every and not is_linear(measurement.operator):
             raise IncompatibleError(f"P2L's projection needs a linear operator, got {name_of(measurement.operator)}: "
                                     "take project_every=0, or LDPS()")  # fmt: skip
+
+    def begin(self, problem: Problem) -> Tuned:
+        network = problem.network
+        if not isinstance(network, UNetNetwork) or TEXT not in network.conditions["cond"]:
+            raise IncompatibleError(f"P2L tunes text embeddings, which {type(network).__name__} has not: take LDPS(), "
+                                    "or a Stable Diffusion or SDXL pipeline")  # fmt: skip
         C = network.conditions["cond"][TEXT]
         C = C.detach().double() if C.dtype == torch.float64 else C.detach().float()
         return Tuned(C, torch.zeros_like(C), torch.zeros_like(C))

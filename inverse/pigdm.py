@@ -25,7 +25,8 @@ import torch
 from ..samplers import Level, Solver, State
 from .checks import check_number
 from .dps import ANCESTRAL
-from .linear import StateOperator
+from .linear import StateOperator, check_linear
+from .measurement import Measurement
 from .operators.base import check_choice
 from .posterior import Done, Posterior
 from .problem import Problem
@@ -60,6 +61,9 @@ class PiGDM(Posterior):
         check_number(self.zeta, "zeta", 1.0, zero=True)
         check_number(self.prior_variance, "prior_variance", 1.0)
         check_choice(self.weight, "weight", get_args(Weight))
+
+    def check(self, measurement: Measurement) -> None:
+        check_linear(measurement.operator, "PiGDM")
 
     def begin(self, problem: Problem) -> StateOperator:
         return StateOperator(problem, "PiGDM")

@@ -85,8 +85,11 @@ class Posterior(ABC):
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:
         """One tick: evaluate at state.x, heed the measurement, advance."""
 
+    def check(self, measurement: Measurement) -> None:  # noqa: B027 - a hook
+        """Refuse a measurement that the method cannot use, whatever the model: before anything is loaded."""
+
     def begin(self, problem: Problem) -> Any:
-        """What the method remembers at its first tick; refuses what it cannot work with."""
+        """What the method remembers at its first tick; refuses a model that it cannot work with."""
         return None
 
     def __call__(
@@ -108,6 +111,7 @@ class Posterior(ABC):
         if not hasattr(backbone, "to_pixels"):
             raise IncompatibleError(f"{type(backbone).__name__} has no to_pixels and to_latents: restoring needs a "
                                     "Backbone that has them, or a pipeline for fewstep.restore")  # fmt: skip
+        self.check(measurement)
         clock = time.perf_counter()
         with torch.inference_mode(False), backbone.for_gradients(), torch.no_grad():
             problem, guess = self._pose(backbone, measurement, prompt, seeds)

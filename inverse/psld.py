@@ -25,6 +25,7 @@ from ..errors import ConfigError, IncompatibleError
 from ..samplers import Level, State, edit
 from .checks import check_number
 from .likelihood import Weighting, check_weighting, data_loss
+from .measurement import Measurement
 from .operators import is_linear, name_of
 from .pixels import loss_unit
 from .posterior import Done, Posterior
@@ -58,9 +59,7 @@ class PSLD(Posterior):
         check_number(self.gamma, "gamma", 0.1, zero=True)
         check_weighting(self.weighting)
 
-    def begin(self, problem: Problem) -> Tensor:
-        """A^+ y (B, C, H, W), what the measurement knows of the picture."""
-        measurement = problem.measurement
+    def check(self, measurement: Measurement) -> None:
         check_weighting(self.weighting, measurement.sigma_y)
         operator = measurement.operator
         if not is_linear(operator) or not callable(getattr(operator, "A_dagger", None)):
@@ -68,6 +67,10 @@ class PSLD(Posterior):
                 f"PSLD needs a linear operator with a pseudo-inverse A_dagger(y), which {name_of(operator)} has not: "
                 "take LDPS() or STSL(), which need A(x) alone"
             )
+
+    def begin(self, problem: Problem) -> Tensor:
+        """A^+ y (B, C, H, W), what the measurement knows of the picture."""
+        measurement, operator = problem.measurement, problem.measurement.operator
         known = operator.A_dagger(measurement.seen(measurement.y))
         if not bool(torch.isfinite(known).all()):
             raise ConfigError(f"the pseudo-inverse of {name_of(operator)} gives values that are not finite: give it a "

@@ -24,6 +24,7 @@ from ..errors import ConfigError
 from ..samplers import Level, State, edit
 from .checks import check_number
 from .likelihood import Weighting, check_weighting
+from .measurement import Measurement
 from .pixels import data_step
 from .posterior import Done, Posterior
 from .problem import Problem
@@ -76,8 +77,8 @@ class STSL(Posterior):
         """
         return cls(zeta=zeta, eta=eta, K=K, weighting="squared", probe="unit", trace_weight="constant")
 
-    def begin(self, problem: Problem) -> None:
-        check_weighting(self.weighting, problem.measurement.sigma_y, polyak=True)
+    def check(self, measurement: Measurement) -> None:
+        check_weighting(self.weighting, measurement.sigma_y, polyak=True)
 
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:
         i, z = state.tick, state.x

@@ -23,7 +23,8 @@ from ..samplers import Solver, State
 from .checks import check_number
 from .conjugate_gradient import conjugate_gradient
 from .dps import ANCESTRAL
-from .linear import StateOperator
+from .linear import StateOperator, check_linear
+from .measurement import Measurement
 from .posterior import Done, Init, Posterior
 from .problem import Problem
 from .tweedie import guided
@@ -55,9 +56,12 @@ class TMPD(Posterior):
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 1:
             raise ConfigError(f"iterations must be a whole number from 1, got {self.iterations!r}")
 
-    def begin(self, problem: Problem) -> StateOperator:
-        if problem.measurement.sigma_y == 0.0:
+    def check(self, measurement: Measurement) -> None:
+        if measurement.sigma_y == 0.0:
             raise ConfigError("TMPD's system is singular for sigma_y = 0: give the noise a size, or take PiGDM")
+        check_linear(measurement.operator, "TMPD")
+
+    def begin(self, problem: Problem) -> StateOperator:
         return StateOperator(problem, "TMPD")
 
     def tick(self, problem: Problem, state: State, memory: StateOperator) -> Done:
