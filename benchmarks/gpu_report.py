@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .markdown import markdown
+from .markdown import markdown, table
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -13,20 +13,21 @@ def page(report: Mapping[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items() if value is not None)
     lines = ["# On a device", "", f"`{report['command']}`", ""]
     lines += [f"Machine: {machine}. Versions: {', '.join(f'{k} {v}' for k, v in report['versions'].items())}.", ""]
-    lines += ["| entry | status | seconds | checks passed |", "| --- | --- | --- | --- |"]
-    for entry in report["entries"]:
-        passed = sum(outcome["passed"] for outcome in entry["outcomes"])
-        checks = f"{passed} of {len(entry['outcomes'])}" if entry["outcomes"] else ""
-        lines.append(f"| {entry['name']} | {entry['status']} | {entry['seconds']:.0f} | {checks} |")
+    lines += table(("entry", "status", "seconds", "checks passed"), [_entry(entry) for entry in report["entries"]])
     lines += ["", *_problems(report), *_skipped(report), "## Checks", ""]
-    lines += ["| entry | check | passed | measured | allowed | |", "| --- | --- | --- | --- | --- | --- |"]
-    for entry in report["entries"]:
-        lines += [_check(entry["name"], outcome) for outcome in entry["outcomes"]]
+    checks = [_check(entry["name"], outcome) for entry in report["entries"] for outcome in entry["outcomes"]]
+    lines += table(("entry", "check", "passed", "measured", "allowed", ""), checks)
     for entry in report["entries"]:
         if entry["report"]:
             tables = markdown(entry["report"]).splitlines()
             lines += ["", *(f"#{line}" if line.startswith("#") else line for line in tables)]
     return "\n".join(lines) + "\n"
+
+
+def _entry(entry: Mapping[str, Any]) -> list[str]:
+    passed = sum(outcome["passed"] for outcome in entry["outcomes"])
+    checks = f"{passed} of {len(entry['outcomes'])}" if entry["outcomes"] else ""
+    return [entry["name"], entry["status"], f"{entry['seconds']:.0f}", checks]
 
 
 def _problems(report: Mapping[str, Any]) -> list[str]:
@@ -41,7 +42,6 @@ def _skipped(report: Mapping[str, Any]) -> list[str]:
     return ["Skipped:", "", *found, ""] if found else []
 
 
-def _check(name: str, outcome: Mapping[str, Any]) -> str:
+def _check(name: str, outcome: Mapping[str, Any]) -> list[str]:
     numbers = ["" if outcome[key] is None else f"{outcome[key]:.2g}" for key in ("measured", "allowed")]
-    cells = [name, outcome["name"], "yes" if outcome["passed"] else "NO", *numbers, outcome["note"]]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return [name, outcome["name"], "yes" if outcome["passed"] else "NO", *numbers, outcome["note"]]

@@ -16,7 +16,6 @@ cache knows a policy by the options that were given; delete it after changing ho
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from .guidance_choose import chosen_rows
 from .guidance_pairs import STEPS, Row, chunks_of, collected, run_chunk, solved, test_pairs
 from .guidance_report import markdown, summaries, verdicts
 from .guidance_rows import BLOCKS, CHOSEN, rows_of
-from .harness import Gate, machine, versions
+from .harness import Gate, machine, part_of, passed, versions, write
 
 NAME = "guidance"
 GATED = 2  # pairs that the gates run
@@ -118,7 +117,7 @@ def report_of(rows: Sequence[Row], folder: Path, backbone: Backbone, command: st
               for block, of in zip(BLOCKS, shown, strict=True)]  # fmt: skip
     return {
         "schema": 1, "benchmark": NAME, "title": "Guidance policies on tiny-sd: what is saved, and what it costs",
-        "notes": list(NOTES), "command": command, "machine": machine(), "versions": versions(),
+        "notes": list(NOTES), "command": command, "machine": machine(busy=False), "versions": versions(),
         "gates": [gate.name for gate in gates(backbone)], "goals": verdicts(lines, CHOSEN),
         "blocks": [block for block in blocks if block["rows"]],
     }  # fmt: skip
@@ -131,30 +130,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     backbone = load_backbone(str(embedded("tiny-sd")))
-    for gate in gates(backbone):
-        problem = gate.check()
-        if problem is not None:
-            print(f"{NAME}: no numbers, because the gate failed: {gate.name}: {problem}", file=sys.stderr)
-            return 1
+    if not passed(NAME, gates(backbone)):
+        return 1
     chosen = chosen_rows(options.cache, backbone, options.rows)
     rows = [replace(row, pairs=min(row.pairs, options.pairs)) for row in rows_of(chosen, options.rows)]
-    part, parts = (int(number) for number in options.part.split("/"))
-    left = work(options.cache, backbone, rows, 60 * options.minutes, part - 1, parts)
+    part, parts = part_of(options.part)
+    left = work(options.cache, backbone, rows, 60 * options.minutes, part, parts)
     if left:
         print(f"left for the next call: {', '.join(left)}", file=sys.stderr)
     command = shlex.join(["python", "-m", f"fewstep.benchmarks.{NAME}", "--pairs", str(options.pairs)])
     report = report_of(rows, options.cache, backbone, command)
     if options.out is not None:
-        write(report, options.out)
+        write(report, options.out / NAME, markdown)
     print(markdown(report))
     return 0
-
-
-def write(report: dict[str, Any], folder: Path) -> None:
-    """guidance.json and guidance.md in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{NAME}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{NAME}.md").write_text(markdown(report), encoding="utf-8")
 
 
 def parser() -> argparse.ArgumentParser:

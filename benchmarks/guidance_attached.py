@@ -10,7 +10,6 @@ include encoding the prompt, not decoding the picture; both begin with the same 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -28,9 +27,9 @@ from ..samplers import initial_noise
 from ..samplers.backbones import Backbone, load_backbone
 from .guidance_choose import chosen_rows
 from .guidance_pairs import SIZE, STEPS, Pair, Row, solved, test_pairs
-from .guidance_report import table
 from .guidance_rows import rows_of
-from .harness import machine, quantile, versions
+from .harness import machine, quantile, versions, write
+from .markdown import table
 
 NAMES = ("cfg", "ag-calibrated", "ag-0.999", "first-9", "delta-9", "linear-spread", "linear-10", "searched", "none")
 FIRST_PAIR = 2000  # behind those of the accuracy
@@ -144,10 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = {"schema": 1, "benchmark": "guidance_attached", "command": command, "machine": before,
               "versions": versions(), "pairs": options.pairs, "batch": options.batch, "rows": lines}  # fmt: skip
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / "guidance_attached.json"
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+        write(report, options.out / "guidance_attached", markdown)
     print(markdown(report))
     return 0
 

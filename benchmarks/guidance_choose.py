@@ -33,7 +33,8 @@ from ..models import DEFAULT_SCALE, embedded
 from ..samplers.backbones import Backbone, load_backbone
 from .guidance_pairs import CHUNK, STEPS, Measured, Row, calibration_pairs, measured, solved, table_for
 from .guidance_rows import first_steps, frozen
-from .guidance_statistics import mean_interval, paired, relative_errors
+from .guidance_statistics import paired, relative_errors
+from .intervals import mean_interval
 
 CAPTIONS = 200  # for gamma; the first FITTED of them for LinearAG, whose settings are compared on the next TRIED
 FITTED, TRIED = 100, 100

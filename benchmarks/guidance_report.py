@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .guidance_pairs import Measured, Row, described
-from .guidance_statistics import Interval95, mean_interval, neighbours, paired, relative_errors
+from .guidance_statistics import neighbours, paired, relative_errors
+from .intervals import Interval95, mean_interval
+from .markdown import opening, table
 
 BASELINES = ("first p %", "frozen delta")
 MARGIN = -0.02  # the accuracy difference must be above it, with its whole interval
@@ -100,11 +102,7 @@ def verdicts(lines: Sequence[Mapping[str, Any]], chosen: Mapping[str, str]) -> l
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole page."""
-    machine, versions = report["machine"], report["versions"]
-    lines = [f"# {report['title']}", "", f"`{report['command']}`", "", *(f"{note}\n" for note in report["notes"])]
-    lines += [f"Machine: {machine['processor']}, {machine['cores']} cores. Versions: "
-              f"{', '.join(f'{k} {v}' for k, v in versions.items())}.", ""]  # fmt: skip
-    lines += ["Gates passed before any number: " + "; ".join(report["gates"]) + ".", "", "## Goals", ""]
+    lines = [*opening(report, "any number"), "## Goals", ""]
     lines += table(("goal", "row", "NFE saved", "wanted", "accuracy difference", ""), [
         (v["goal"], v["label"], percent(v["saved"]), f"{100 * v['least_saving']:.1f} %", points(v["difference"]),
          "reached" if v["reached"] else "missed") for v in report["goals"]
@@ -151,10 +149,6 @@ def compared_cells(other: Mapping[str, Any]) -> list[str]:
 
 def policy_text(line: Mapping[str, Any]) -> str:
     return line["policy"] if len(line["policy"]) <= 60 else line["policy"].split("(")[0] + "(...)"
-
-
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
 
 
 def percent(value: float) -> str:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from ..errors import ConfigError
 from .markdown import markdown
 
 SCHEMA = 1
@@ -100,11 +103,8 @@ def run(
     benchmark: Benchmark, seconds: float, *, only: str = "", arguments: Sequence[str] = ()
 ) -> dict[str, Any] | None:
     """The report, or None after printing why there is none. Nothing is timed before every gate has passed."""
-    for gate in benchmark.gates:
-        problem = gate.check()
-        if problem is not None:
-            print(f"{benchmark.name}: no numbers, because the gate failed: {gate.name}: {problem}", file=sys.stderr)
-            return None
+    if not passed(benchmark.name, benchmark.gates):
+        return None
     cases = [case for case in benchmark.cases() if not only or only in case.group]
     if not cases:
         print(f"{benchmark.name}: no case has the value {only!r}", file=sys.stderr)
@@ -122,6 +122,24 @@ def run(
         "peer": benchmark.peer,
         "rows": rows(cases, measure(cases, seconds), benchmark.peer),
     }
+
+
+def passed(name: str, gates: Iterable[Gate]) -> bool:
+    """Whether all gates of a benchmark are; says which is not."""
+    for gate in gates:
+        problem = gate.check()
+        if problem is not None:
+            print(f"{name}: no numbers, because the gate failed: {gate.name}: {problem}", file=sys.stderr)
+            return False
+    return True
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """(k - 1, n) of the "k/n" of --part. ConfigError for anything else."""
+    head, _, tail = text.partition("/")
+    if not (head.isdigit() and tail.isdigit() and 1 <= int(head) <= int(tail)):
+        raise ConfigError(f"--part must be K/N with K from 1 to N, such as 1/2, got {text!r}")
+    return int(head) - 1, int(tail)
 
 
 def measure(cases: Sequence[Case], seconds: float) -> list[list[float]]:
@@ -191,9 +209,12 @@ def quantile(values: Sequence[float], q: float) -> float:
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def machine() -> dict[str, Any]:
-    """The hardware, without anything that names this machine. load: how busy it was, per core, before we began."""
-    load = os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else None
+def machine(busy: bool = True) -> dict[str, Any]:
+    """The hardware, without anything that names this machine. load: how busy it was, per core, before we began.
+
+    busy: whether that is asked; numbers from a cache were measured at other times.
+    """
+    load = os.getloadavg()[0] / (os.cpu_count() or 1) if busy and hasattr(os, "getloadavg") else None
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -214,11 +235,23 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write(report: dict[str, Any], path: Path) -> None:
-    """The report as JSON in `path` and as Markdown beside it."""
+def write(report: dict[str, Any], path: Path, page: Callable[[dict[str, Any]], str] = markdown) -> None:
+    """The report as JSON in `path` and as Markdown, which `page` makes of it, beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown(report), encoding="utf-8")
+    text = json.dumps(_plain(report), indent=1, allow_nan=False)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(page(report), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parser() -> argparse.ArgumentParser:

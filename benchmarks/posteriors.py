@@ -34,7 +34,7 @@ from ..inverse.dps import DPSGaussian
 from ..inverse.pigdm import PiGDM
 from ..inverse.tmpd import TMPD
 from ..samplers import DDIM
-from .harness import Gate, machine, versions
+from .harness import Gate, machine, part_of, passed, versions, write
 from .posteriors_ablation import PROBLEM, compared, settings
 from .posteriors_affine import Unguided, aligned, propagate
 from .posteriors_methods import ROWS, SAMPLES, Row, applies, measured, restored
@@ -177,8 +177,9 @@ def report_of(folder: Path, problems: Sequence[str], seeds: int, samples: int, l
     parts = {(row, seed): of for (name, row, seed), of in found.items() if name == PROBLEM}
     return {
         "schema": 1, "benchmark": NAME, "title": "Posterior samplers against exact posteriors", "notes": list(NOTES),
-        "command": command, "machine": machine(), "versions": versions(), "gates": [gate.name for gate in gates()],
-        "samples": samples, "left": left, "affine_note": AFFINE_NOTE, "affine": affine(folder, compute=False),
+        "command": command, "machine": machine(busy=False), "versions": versions(),
+        "gates": [gate.name for gate in gates()], "samples": samples, "left": left,
+        "affine_note": AFFINE_NOTE, "affine": affine(folder, compute=False),
         "rows": summaries(problems, ROWS, found, seeds), "ablation_note": ABLATION_NOTE, "ablation_problem": PROBLEM,
         "ablation": compared(parts, seeds, estimate),
     }  # fmt: skip
@@ -190,23 +191,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    for gate in gates():
-        problem = gate.check()
-        if problem is not None:
-            print(f"{NAME}: no numbers, because the gate failed: {gate.name}: {problem}", file=sys.stderr)
-            return 1
-    part, parts = (int(number) for number in options.part.split("/"))
-    todo = jobs(options.problems, options.seeds)[part - 1 :: parts]
+    if not passed(NAME, gates()):
+        return 1
+    part, parts = part_of(options.part)
+    todo = jobs(options.problems, options.seeds)[part::parts]
     left = work(options.cache, todo, options.samples, 60 * options.minutes)
-    if options.minutes and part == 1:
+    if options.minutes and part == 0:
         affine(options.cache)
     command = shlex.join(["python", "-m", f"fewstep.benchmarks.{NAME}", "--seeds", str(options.seeds),
                           "--samples", str(options.samples)])  # fmt: skip
     report = report_of(options.cache, options.problems, options.seeds, options.samples, left, command)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{NAME}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (options.out / f"{NAME}.md").write_text(markdown(report), encoding="utf-8")
+        write(report, options.out / NAME, markdown)
     print(markdown(report))
     return 0
 

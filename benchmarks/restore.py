@@ -24,15 +24,15 @@ from pathlib import Path
 
 import torch
 
-from ..errors import ConfigError
 from ..samplers.backbones import Backbone
+from .harness import part_of, passed, write
 from .restore_choose import COMMITTED, chosen, read_settings, tried, write_settings
 from .restore_gates import gates
 from .restore_markdown import markdown
 from .restore_measure import extent, kept, model, run_chunk
 from .restore_memory import peaks
 from .restore_problems import TASKS
-from .restore_report import report_of, write
+from .restore_report import report_of
 from .restore_rows import MAIN, Row, every_row, plan, tuning_rows
 
 NAME = "restore"
@@ -99,17 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: 0, or 1 where a gate failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
-    part, parts = _part(options.part)
+    part, parts = part_of(options.part)
     settings = read_settings(options.settings)
     if options.threads:
         torch.set_num_threads(options.threads)
     backbone = model()
     checks = gates(backbone)
-    for gate in checks:
-        problem = gate.check()
-        if problem is not None:
-            print(f"{NAME}: no numbers, because the gate failed: {gate.name}: {problem}", file=sys.stderr)
-            return 1
+    if not passed(NAME, checks):
+        return 1
     worker = Worker(options.cache, backbone, 60.0 * options.minutes, part, parts)
     work(worker, settings, options.rows, options.tune)
     if options.tune:
@@ -120,21 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if report["left_out"]:
         print("left for the next call: " + "; ".join(report["left_out"]), file=sys.stderr)
     if options.out is not None:
-        write(report, options.out)
+        write(report, options.out / NAME, markdown)
     if options.pictures is not None:
         from .restore_pictures import sheets
 
         sheets(options.cache, backbone, settings, options.pictures)
     print(markdown(report))
     return 0
-
-
-def _part(text: str) -> tuple[int, int]:
-    """(k - 1, n) of "k/n"."""
-    head, _, tail = text.partition("/")
-    if not (head.isdigit() and tail.isdigit() and 1 <= int(head) <= int(tail)):
-        raise ConfigError(f"--part must be K/N with K from 1 to N, such as 1/2, got {text!r}")
-    return int(head) - 1, int(tail)
 
 
 def parser() -> argparse.ArgumentParser:

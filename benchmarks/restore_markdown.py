@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .guidance_report import points, table
+from .guidance_report import points
+from .markdown import opening, table
 from .restore_memory import MIB
 from .restore_problems import TASKS
 from .restore_rows import CHUNK, MAIN, written
@@ -24,11 +25,7 @@ MEMORY_NOTE = (
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole page."""
-    machine, versions = report["machine"], report["versions"]
-    lines = [f"# {report['title']}", "", f"`{report['command']}`", "", *(f"{note}\n" for note in report["notes"])]
-    lines += [f"Machine: {machine['processor']}, {machine['cores']} cores, torch threads {machine['torch_threads']}. "
-              f"Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.", ""]  # fmt: skip
-    lines += ["Gates passed before any number: " + "; ".join(report["gates"]) + ".", ""]
+    lines = opening(report, "any number")
     if report["left_out"]:
         lines += ["Left out, for want of time:", "", *(f"- {name}" for name in report["left_out"]), ""]
     if report["other_code"]:

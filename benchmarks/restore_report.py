@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..inverse.posterior import Posterior
 from ..samplers.backbones import Backbone
 from .harness import machine, versions
+from .intervals import Paired, mean_interval
 from .restore_choose import at_edge, tried
-from .restore_markdown import markdown
 from .restore_measure import PARTS, Measured, code_of, collected, judged
 from .restore_memory import peaks
 from .restore_problems import COUNTS, TASKS, measurement, truth
 from .restore_rows import CHUNK, FORWARDS, GRID, MAIN, SWAPPED, TITLES, Row, Settings, every_row, papers_count
-from .restore_statistics import accuracies, mean_of
 
 METRICS = ("psnr", "ssim", "chi2")
 NOTES = (
@@ -52,7 +49,8 @@ def report_of(
     shown = [task for task in TASKS if any(line["task"] == task for line in lines)]
     return {
         "schema": 1, "benchmark": "restore", "title": "Posteriors on tiny-sd: what they restore, and what it costs",
-        "notes": list(NOTES), "command": command, "machine": machine(), "versions": versions(), "gates": list(gates),
+        "notes": list(NOTES), "command": command, "machine": machine(busy=False), "versions": versions(),
+        "gates": list(gates),
         "left_out": left + [f"{name}: not tuned" for name in untuned], "other_code": other,
         "goals": _goals(lines), "bounds": [line for task in shown for line in _bounds(backbone, task)], "rows": lines,
         "memory": [{"method": TITLES[kind], "peaks": p} for kind in MAIN if (p := peaks(folder, kind)) is not None],
@@ -73,14 +71,15 @@ def _line(row: Row, m: Measured, reference: Measured | None) -> dict[str, Any]:
     }  # fmt: skip
     if reference is not None and row.name != f"{row.task}-stsl-1x":
         n = min(len(m.psnr), len(reference.psnr))
-        line["differences"] = {name: mean_of(getattr(m, name)[:n] - getattr(reference, name)[:n]) for name in METRICS}
-        line["differences"]["accepted"] = accuracies(m.accepted[:n], reference.accepted[:n]).difference
+        less = {name: getattr(m, name)[:n] - getattr(reference, name)[:n] for name in METRICS}
+        line["differences"] = {name: mean_interval(values) for name, values in less.items()}
+        line["differences"]["accepted"] = Paired.of(m.accepted[:n], reference.accepted[:n]).difference
         line["compared"] = n
     return line
 
 
 def _metrics(of: Mapping[str, Any]) -> dict[str, Any]:
-    return {**{name: mean_of(of[name]) for name in METRICS}, "right": int(of["accepted"].sum())}
+    return {**{name: mean_interval(of[name]) for name in METRICS}, "right": int(of["accepted"].sum())}
 
 
 def _bounds(backbone: Backbone, task: str) -> list[dict[str, Any]]:
@@ -122,22 +121,3 @@ def described(method: Posterior, chosen: Collection[str]) -> str:
     shown = {"steps", *chosen}
     given = [f for f in fields(method) if f.name in shown or getattr(method, f.name) != f.default]
     return f"{type(method).__name__}({', '.join(f'{f.name}={getattr(method, f.name)!r}' for f in given)})"
-
-
-def write(report: dict[str, Any], folder: Path) -> None:
-    """restore.json and restore.md in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_plain(report), indent=1, allow_nan=False)
-    (folder / "restore.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "restore.md").write_text(markdown(report), encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,6 +16,7 @@ from fewstep.benchmarks import (
     guidance_pictures,
     guidance_plot,
     guidance_report,
+    intervals,
 )
 from fewstep.benchmarks import guidance_statistics as statistics
 from fewstep.benchmarks.guidance_pairs import Measured, Row
@@ -55,7 +56,7 @@ def test_pairs_are_the_same_wherever_a_chunk_begins_and_no_prompt_was_trained_on
 def test_the_interval_of_a_paired_difference_covers_it_in_95_percent_of_draws(lost, gained):
     n, draws = 2000, 1000
     counts = np.random.default_rng(0).multinomial(n, (lost, gained, 1 - lost - gained), draws)
-    found = [statistics.Paired(n, int(a), int(b)).difference for a, b, _ in counts]
+    found = [intervals.Paired(n, int(a), int(b)).difference for a, b, _ in counts]
     covered = np.mean([v.low <= gained - lost <= v.high for v in found])
     # 1,000 draws know the share to 0.007 (one standard deviation); of two or three events it is a coarse function
     assert covered > 0.95 - 4 * 0.007
@@ -63,15 +64,15 @@ def test_the_interval_of_a_paired_difference_covers_it_in_95_percent_of_draws(lo
 
 
 def test_intervals_of_paired_differences_at_known_places():
-    same = statistics.Paired(2000, 0, 0).difference
-    z2 = statistics.Z**2
+    same = intervals.Paired(2000, 0, 0).difference
+    z2 = intervals.Z**2
     assert same == pytest.approx((0.0, -z2 / (2000 + z2), z2 / (2000 + z2)), abs=1e-11)  # solved by hand
-    assert statistics.Paired(100, 0, 0).difference.low < -0.02  # a hundred pairs cannot show 2 points
-    many = statistics.Paired(100_000, 4000, 3000).difference  # here the normal interval holds
-    half = statistics.Z * (0.07 - 0.01**2) ** 0.5 / 100_000**0.5
+    assert intervals.Paired(100, 0, 0).difference.low < -0.02  # a hundred pairs cannot show 2 points
+    many = intervals.Paired(100_000, 4000, 3000).difference  # here the normal interval holds
+    half = intervals.Z * (0.07 - 0.01**2) ** 0.5 / 100_000**0.5
     assert many == pytest.approx((-0.01, -0.01 - half, -0.01 + half), abs=2e-5)
-    mirrored = statistics.Paired(500, 3, 9).difference
-    assert statistics.Paired(500, 9, 3).difference == pytest.approx([-mirrored[k] for k in (0, 2, 1)])
+    mirrored = intervals.Paired(500, 3, 9).difference
+    assert intervals.Paired(500, 9, 3).difference == pytest.approx([-mirrored[k] for k in (0, 2, 1)])
 
 
 def test_differences_and_errors_are_of_pairs():
@@ -79,8 +80,6 @@ def test_differences_and_errors_are_of_pairs():
     row = of([1, 0, 0, 1, 1], latents=[[3, 4], [3, 5], [6, 8], [3, 4], [0, 0]])
     assert statistics.paired(row, reference) == (4, 2, 1)
     assert statistics.relative_errors(row, reference).tolist() == pytest.approx([0.0, 0.2, 1.0, 0.0])
-    mean, low, high = statistics.mean_interval([1.0, 3.0])
-    assert (mean, (high - low) / 2) == pytest.approx((2.0, 1.959964 * 2**0.5 / 2**0.5))
 
 
 def test_a_baseline_between_two_rows_has_exactly_the_cost():

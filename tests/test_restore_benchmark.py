@@ -19,11 +19,12 @@ from fewstep.benchmarks import (
     restore_problems,
     restore_rows,
 )
+from fewstep.benchmarks.harness import part_of
+from fewstep.benchmarks.intervals import Paired, mean_interval, student
 from fewstep.benchmarks.restore_choose import Tried, chosen
 from fewstep.benchmarks.restore_memory import LiveBytes
 from fewstep.benchmarks.restore_problems import COUNTS, TASKS, measurement, scenes
 from fewstep.benchmarks.restore_rows import BUDGETS, FORWARDS, GRID, MAIN, METHODS, every_row
-from fewstep.benchmarks.restore_statistics import accuracies, mean_of, student
 from fewstep.errors import ConfigError
 
 SETTINGS = {task: {kind: GRID[kind][0] for kind in METHODS} for task in TASKS}
@@ -90,9 +91,9 @@ def test_settings_that_are_none_are_refused(tmp_path, text):
 def test_intervals():
     for freedom, t in ((1, 12.7062), (3, 3.18245), (15, 2.13145), (1000, 1.96234)):  # of the tables
         assert student(freedom) == pytest.approx(t, rel=1e-5)
-    mean, low, high = mean_of([1.0, 3.0])  # the mean's standard deviation is 1
+    mean, low, high = mean_interval([1.0, 3.0])  # the mean's standard deviation is 1
     assert (mean, mean - low, high - mean) == pytest.approx((2.0, 12.7062, 12.7062), rel=1e-5)
-    assert accuracies(np.array([True, False, True]), np.array([False, False, True])) == (3, 0, 1)
+    assert Paired.of(np.array([True, False, True]), np.array([False, False, True])) == (3, 0, 1)
 
 
 def test_live_bytes_are_those_of_storages_at_their_peak():
@@ -216,7 +217,7 @@ def test_processes_share_the_work(tiny, backbone, tmp_path, monkeypatch):
         halves.append(list(ran))
     assert len(halves[0]) == len(halves[1]) == 4 and len({*halves[0], *halves[1]}) == 8
     with pytest.raises(ConfigError, match="--part must be K/N"):
-        restore._part("3/2")
+        part_of("3/2")
 
 
 def test_a_chunk_that_would_not_end_in_time_is_not_begun(tiny, backbone, tmp_path, monkeypatch):
