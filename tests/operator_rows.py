@@ -92,7 +92,10 @@ NAMES = (*OURS, *DEEPINV)
 def row_of(name: str, dtype: torch.dtype) -> Row:
     """The row; deepinv's physics are modules, whose filters must have the dtype of the pictures."""
     row = OURS[name] if name in OURS else DEEPINV[name]()
-    return row._replace(operator=row.operator.to(dtype)) if isinstance(row.operator, torch.nn.Module) else row
+    for buffer in row.operator.buffers() if isinstance(row.operator, torch.nn.Module) else ():
+        if not buffer.is_complex():  # `to` would drop the imaginary part of a filter's spectrum
+            buffer.data = buffer.data.to(dtype)
+    return row
 
 
 def pictures(batch: int, dtype: torch.dtype = torch.float64, seed: int = 0, size: tuple[int, ...] = SIZE) -> Tensor:

@@ -254,3 +254,23 @@ REFUSED = {
 def test_refused(message):
     with pytest.raises(ConfigError, match=message):
         REFUSED[message]()
+
+
+# --- deepinv, where it is installed ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_blur_is_that_of_deepinv(padding):
+    physics = pytest.importorskip("deepinv").physics
+    x, kernel = pictures(2, torch.float32), torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    theirs = physics.Blur(filter=(kernel / kernel.sum()).view(1, 1, 3, 5), padding=padding)
+    torch.testing.assert_close(KernelBlur(kernel, padding).A(x), theirs.A(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_bicubic_downsampling_is_that_of_matlab_as_deepinv_has_it(factor):
+    physics = pytest.importorskip("deepinv").physics
+    x, theirs = pictures(2, torch.float32), physics.DownsamplingMatlab(factor=factor)
+    y = theirs.A(x)
+    torch.testing.assert_close(Downsample(factor).A(x), y, rtol=0, atol=1e-6)
+    torch.testing.assert_close(Downsample(factor).A_adjoint(y), theirs.A_adjoint(y), rtol=0, atol=1e-6)
