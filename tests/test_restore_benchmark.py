@@ -160,8 +160,8 @@ def test_the_whole_benchmark_resumes_and_says_what_it_left_out(tiny, tmp_path, m
         "sr-ldps-1x",
         "sr-psld-1x",
         "sr-p2l-1x",
-        "sr-ldps-polyak-1x",
         "sr-ldps-2x",
+        "sr-ldps-polyak-1x",
         "sr-ldps-4x",
     ]
     assert [rows[name]["cost"]["forward"] for name in ("sr-stsl-1x", "sr-ldps-4x", "sr-p2l-1x")] == [3, 4, 2]
