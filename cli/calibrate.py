@@ -120,7 +120,7 @@ def calibrate(
     if found.why is not None:
         console.warn(found.why)
     if found.policy is not None:
-        words = ["fewstep", "sample", "a prompt", *([] if model == "tiny-sd" else ["-m", model])]
+        words = ["fewstep", "sample", "a prompt", *ref.words]
         words += [] if policy == "adaptive" else _how_words(solver, schedule, steps, negative_prompt)
         console.note(f"{target} holds this policy: run it with {_shown([*words, '--guidance', str(target)])}")
     return 0

@@ -41,6 +41,15 @@ class ModelRef:
         """The guidance scale to use where none is given; None leaves it to the model's family."""
         return DEFAULT_SCALE if self.kind == "embedded" else None
 
+    @property
+    def words(self) -> list[str]:
+        """The options that choose it on a command line; none for the default."""
+        if self.kind == "embedded" and self.name == "tiny-sd":
+            return []
+        words = ["-m", self.name if self.kind == "embedded" else self.location]
+        words += [] if self.variant is None else ["--variant", self.variant]
+        return words + ([] if self.revision is None else ["--revision", self.revision])
+
     def identity(self) -> dict[str, str]:
         """For metadata and for recognising the same run again."""
         fields = {

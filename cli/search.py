@@ -267,9 +267,7 @@ def _command(settings: Settings, target: Path) -> str:
     """How to run the policy, which belongs to exactly this run."""
     from .shell import shown
 
-    words = ["fewstep", "sample", "a prompt"]
-    if settings.model.name != "tiny-sd":
-        words += ["-m", settings.model.location]
+    words = ["fewstep", "sample", "a prompt", *settings.model.words]
     words += ["--solver", settings.solver, "--schedule", settings.schedule, "--steps", str(settings.steps)]
     words += [] if settings.negative_prompt is None else ["--negative-prompt", settings.negative_prompt]
     return shown([*words, "--guidance", str(target)])

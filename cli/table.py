@@ -67,7 +67,7 @@ def table(
     if target is not None:
         with writing("--save", target):
             write_atomic(target, data)
-        words = ["fewstep", "sample", "a prompt", *([] if model == "tiny-sd" else ["-m", model]), "--table", str(save)]
+        words = ["fewstep", "sample", "a prompt", *ref.words, "--table", str(save)]
         words += [] if strength in (None, 1.0) else ["--init-image", "FILE"]
         console.note(f"{target} holds this table ({digest}): run it with {shown(words)}")
     joined = traced.plan.step[-1] + 1

@@ -103,3 +103,11 @@ def test_kernels_that_cannot_run_are_bad_input_before_anything_is_loaded(cli, mo
         choice.requested.cache_clear()
     assert code == 2 and not out and "error: FEWSTEP_KERNELS" in err
     assert not (tmp_path / "new").exists()
+
+
+def test_the_words_of_a_model_find_it_again():
+    for given in (("tiny-sd",), ("owner/name", "fp16", "v1"), ("owner/name",)):
+        ref = find_model(*given)
+        words = dict(zip(ref.words[::2], ref.words[1::2], strict=True))
+        again = find_model(words.get("-m", "tiny-sd"), words.get("--variant"), words.get("--revision"))
+        assert again == ref and bool(words) == (given != ("tiny-sd",))
