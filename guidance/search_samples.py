@@ -62,7 +62,8 @@ def compare(samples: Samples, found: Found, watch: Watch | None = None) -> list[
     affordable = [k + 1 for k, ticks in enumerate(counts) if samples.ticks + ticks <= found.nfe]
     for guided in [affordable[-1], affordable[-1] + 1] if affordable else [1]:
         if guided <= len(counts):
-            policies["first step guided" if guided == 1 else f"first {guided} steps guided"] = Interval(samples.scale, stop=guided / len(counts))
+            name = "first step guided" if guided == 1 else f"first {guided} steps guided"
+            policies[name] = Interval(samples.scale, stop=guided / len(counts))
     policies["no guidance"] = Interval(samples.scale, stop=0.0)
     measured = {name: bench.measure(policy) for name, policy in policies.items()}
     return [Compared(name, float(m.nfe.mean()), m.error) for name, m in measured.items()]
