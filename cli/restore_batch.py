@@ -81,6 +81,11 @@ def quality_of(found: Restoration, posed: Posed, row: int) -> dict[str, Any]:
     return {key: value if value is None or math.isfinite(value) else None for key, value in values.items()}
 
 
+def unexplained(chi2: float | None, posed: Posed) -> bool:
+    """Whether a picture is far from its measurement, by more than chance: chi^2 varies by sqrt(2 / m) of m numbers."""
+    return chi2 is not None and chi2 > 1.5 + 5.0 * math.sqrt(2.0 / int(posed.measurement.count[0]))
+
+
 def with_hint(error: NumericsError, job: Job, text: str, together: int) -> str:
     """The error, with what to type.       text: the --method that was given, whose other keys stay."""
     hint = smaller_step(job.settings.method, text)

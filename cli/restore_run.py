@@ -13,7 +13,7 @@ from . import output, png, record, restore_record
 from .console import Console, emit
 from .load import commit_of, warn_of_long_prompts
 from .plan import broken, usable_device
-from .restore_batch import quality_of, restored, shown, with_hint
+from .restore_batch import quality_of, restored, shown, unexplained, with_hint
 from .restore_pictures import beside_there, naming, paths_beside, posed_again, write_beside
 from .restore_pose import Frame, Posed, frame_of, frame_of_ref, pose
 from .restore_settings import Job, JobTarget, RestoreSettings
@@ -179,6 +179,11 @@ class Runner:
             bar.clear()
             told = restore_record.quality(fields)
             self.console.note(f"{one.job.name}, seed {item.seed}: {told}, {seconds:.1f} s")
+            if unexplained(fields["chi2"], posed):
+                self.console.note(
+                    "this picture does not explain its measurement (chi^2 would be about 1): try another --seed, or "
+                    f"--samples; if all are so, --noise-std is too small, or {self.settings.model.name} cannot show it"
+                )
 
     def _record(
         self, one: Made, posed: Posed, backbone: Backbone, batch: Sequence[Item], item: Item, found: Restoration
