@@ -94,6 +94,16 @@ def test_latents_and_pixels_round_trip_in_scale():
     assert decoded.shape == images.shape and 0.0 <= float(decoded.min()) and float(decoded.max()) <= 1.0
 
 
+@pytest.mark.parametrize("build", [tiny_sd, tiny_sdxl])
+def test_the_network_may_be_in_bfloat16_and_its_text_encoders_in_float32(build):
+    """Which the pipelines themselves refuse with an error of torch's."""
+    exact = fewstep.sample(build(), "a star", steps=2).images
+    pipe = build()
+    pipe.unet.to(torch.bfloat16)
+    mixed = fewstep.sample(pipe, "a star", steps=2).images
+    assert mixed.dtype == torch.float32 and 0.0 < float((mixed - exact).norm() / exact.norm()) < 0.1
+
+
 def test_a_safety_checker_that_the_pipeline_has_is_used(monkeypatch):
     pipe = tiny_sd()
     pipe.safety_checker = object()

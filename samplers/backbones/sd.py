@@ -85,7 +85,8 @@ class StableDiffusion:
         self, prompts: Sequence[str], negative_prompts: Sequence[str] | None, *, height: int, width: int
     ) -> UNetNetwork:
         negative = list(negative_prompts) if negative_prompts is not None else None
-        cond, uncond = self.pipe.encode_prompt(list(prompts), self.device, 1, True, negative)
+        texts = self.pipe.encode_prompt(list(prompts), self.device, 1, True, negative)
+        cond, uncond = (text.to(self.pipe.unet.dtype) for text in texts)  # encoders may be kept in float32
         conditions = {"cond": {"encoder_hidden_states": cond}, "uncond": {"encoder_hidden_states": uncond}}
         return UNetNetwork(self.pipe.unet, conditions, self.schedule, self.parametrisation)
 

@@ -33,8 +33,8 @@ class StableDiffusionXL(StableDiffusion):
         )
         size = self._size_ids(height, width, cond).repeat(len(prompts), 1)
         conditions = {
-            "cond": _condition(cond, pooled, size),
-            "uncond": _condition(uncond, uncond_pooled, size),
+            "cond": _condition(cond.to(self.pipe.unet.dtype), pooled, size),  # encoders may be kept in float32
+            "uncond": _condition(uncond.to(self.pipe.unet.dtype), uncond_pooled, size),
         }
         return UNetNetwork(self.pipe.unet, conditions, self.schedule, self.parametrisation)
 
