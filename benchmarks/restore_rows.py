@@ -119,13 +119,15 @@ def row(task: str, kind: str, budget: int, setting: Mapping[str, Any]) -> Row:
 
 
 def ablations(task: str, setting: Mapping[str, Any]) -> list[Row]:
-    """STSL with one thing changed; of equal forwards where the name says so."""
+    """STSL with one thing changed, of equal forwards where the name says so; and one that costs a quarter."""
     base = replace(METHODS["stsl"], **setting)
     changed = (
         ("eta0", "eta = 0", {"eta": 0.0}),
         ("eta0-equal", "eta = 0, K = 10: equal forwards", {"eta": 0.0, "K": 10}),
         ("k1-equal", "K = 1, 183 steps: equal forwards", {"K": 1, "steps": 183}),
         ("gaussian", "begun from noise alone", {"init": "gaussian"}),
+        ("default", "zeta = 0.2, the default", {"zeta": 0.2}),
+        ("few", "K = 2, zeta = 0.3, eta = 0: 150 forwards", {"K": 2, "zeta": 0.3, "eta": 0.0}),
     )
     return [Row(f"{task}-stsl-{name}", label, task, "stsl", replace(base, **what), 0) for name, label, what in changed]
 
