@@ -50,8 +50,7 @@ def report_of(
     return {
         "schema": 1, "benchmark": "restore", "title": "Posteriors on tiny-sd: what they restore, and what it costs",
         "notes": list(NOTES), "command": command, "machine": machine(busy=False), "versions": versions(),
-        "gates": list(gates),
-        "left_out": left + [f"{name}: not tuned" for name in untuned], "other_code": other,
+        "gates": list(gates), "left_out": left + [f"{name}: not tuned" for name in untuned], "other_code": other,
         "goals": _goals(lines), "bounds": [line for task in shown for line in _bounds(backbone, task)], "rows": lines,
         "memory": [{"method": TITLES[kind], "peaks": p} for kind in MAIN if (p := peaks(folder, kind)) is not None],
         "tuning": [_tuned(folder, settings, task, kind) for kind in (*MAIN, *SWAPPED) for task in TASKS
@@ -65,7 +64,7 @@ def _line(row: Row, m: Measured, reference: Measured | None) -> dict[str, Any]:
         "row": row.name, "label": row.label, "task": row.task, "kind": row.kind, "budget": row.budget,
         "method": described(row.method, GRID[row.kind][0]), "steps": row.method.steps, "pictures": len(m.psnr),
         "papers_count": papers_count(row.method), "cost": dict(zip(PARTS, m.cost.mean(0).tolist(), strict=True)),
-        "seconds_a_step": float(m.cpu.mean()) * CHUNK / row.method.steps, "seconds": float(m.seconds.sum()),
+        "seconds_a_step": float(m.cpu.mean()) * CHUNK / row.method.steps,
         "failed": sorted({text for text in m.failed.tolist() if text}),
         **_metrics(m._asdict()), "per_picture": {name: getattr(m, name).tolist() for name in (*METRICS, "accepted")},
     }  # fmt: skip
