@@ -165,7 +165,9 @@ def test_mask_files_that_cannot_be(tmp_path):
     cases = {
         "is no picture that can be read": b"not a picture",
         "is damaged": whole.read_bytes()[:-40],
-        "no white pixel.* add known=black": Image.new("L", (4, 4)),
+        "no white pixel .* both, what is known and what is missing$": Image.new("L", (4, 4)),
+        "no black pixel .* both": Image.new("L", (4, 4), 255),
+        "greys from 0 to 0.00392 .* multiply it by 255": Image.fromarray(np.eye(4, dtype=np.uint8)),
         "is transparent in places": Image.fromarray(np.dstack([MASK] * 4), "RGBA"),
     }
     for message, content in cases.items():

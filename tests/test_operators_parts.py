@@ -228,6 +228,7 @@ REFUSED = {
     "size must be odd.* got 4: take 5": lambda: MotionBlur(4),
     "std, in pixels, must be a number from 0.001": lambda: GaussianBlur(0.0),
     "a kernel of 9 pixels is larger than the picture of 8x12": lambda: GaussianBlur(1.0, 9).A(torch.rand(1, 1, 8, 12)),
+    "a kernel of 30001 pixels is larger than the picture of 8x12": lambda: MotionBlur(30001).A(torch.rand(1, 1, 8, 12)),
     "the kernel of 3x5 pixels is larger than the picture of 4x4": lambda: KernelBlur(torch.ones(3, 5)).A(
         torch.rand(1, 1, 4, 4)
     ),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from .base import check_choice, check_fraction, check_images, check_whole, constant
-from .separable import Axis, Separable, decomposed
+from .separable import Separable
 
 Padding = Literal["reflect", "circular"]
 PADDINGS = ("reflect", "circular")
@@ -48,7 +48,7 @@ class GaussianBlur(Separable):
     def name(self) -> str:
         return "Gaussian blur" if self.std is None else f"Gaussian blur (std {self.std:g} pixels)"
 
-    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+    def axes(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         k = tuple(self.kernel_for(height, width).tolist())
         return _axis(k, height, self.padding), _axis(k, width, self.padding)
 
@@ -65,9 +65,7 @@ class GaussianBlur(Separable):
         side = min(height, width)
         std = 3.0 * side / 256.0 if self.std is None else self.std
         size = min(2 * math.ceil(4.0 * std) + 1, odd_below(side)) if self.size is None else self.size
-        if size > side:
-            raise ConfigError(f"a kernel of {size} pixels is larger than the picture of {height}x{width}: take size="
-                              f"{odd_below(side)} or less, or a larger picture")  # fmt: skip
+        check_fits(size, height, width)
         t = torch.arange(size, dtype=torch.float64) - size // 2
         k = torch.exp(-0.5 * (t / std).square())
         return k / k.sum()
@@ -80,6 +78,14 @@ def check_size(size: int | None) -> None:
     check_whole(size, "size", 1)
     if size % 2 == 0:
         raise ConfigError(f"size must be odd, so that the kernel has a centre, got {size}: take {size + 1}")
+
+
+def check_fits(size: int, height: int, width: int) -> None:
+    """ConfigError for a kernel that is larger than the picture."""
+    side = min(height, width)
+    if size > side:
+        raise ConfigError(f"a kernel of {size} pixels is larger than the picture of {height}x{width}: take size="
+                          f"{odd_below(side)} or less, or a larger picture")  # fmt: skip
 
 
 def check_rcond(rcond: float) -> None:
@@ -102,7 +108,9 @@ def beyond(index: Tensor, n: int, padding: str) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _axis(kernel: tuple[float, ...], n: int, padding: str) -> Axis:
+def _axis(kernel: tuple[float, ...], n: int, padding: str) -> Tensor:
+    """[n, n] float64."""
+
     def make() -> Tensor:
         k = torch.tensor(kernel, dtype=torch.float64)
         half = len(k) // 2
@@ -111,4 +119,4 @@ def _axis(kernel: tuple[float, ...], n: int, padding: str) -> Axis:
         matrix = torch.zeros(n, n, dtype=torch.float64)
         return matrix.index_put_((rows, columns), k.expand(n, -1), accumulate=True)
 
-    return decomposed(constant(make))
+    return constant(make)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from .base import check_choice, check_images, check_whole, constant
-from .separable import Axis, Separable, decomposed
+from .separable import Separable
 
 MAX_FACTOR = 64
 
@@ -41,7 +41,7 @@ class Downsample(Separable):
     def name(self) -> str:
         return f"super-resolution x{self.factor} ({self.filter})"
 
-    def axes(self, height: int, width: int) -> tuple[Axis, Axis]:
+    def axes(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         if height % self.factor or width % self.factor:
             whole = [max(n - n % self.factor, self.factor) for n in (height, width)]
             raise ConfigError(f"a picture of {height}x{width} pixels cannot be divided by {self.factor}: crop or "
@@ -59,12 +59,11 @@ class Downsample(Separable):
 
 
 @lru_cache(maxsize=32)
-def _axis(n: int, factor: int, filter: str) -> Axis:
+def _axis(n: int, factor: int, filter: str) -> Tensor:
+    """[n / factor, n] float64."""
     if filter == "average":
-        matrix = constant(lambda: torch.eye(n // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor)
-    else:
-        matrix = constant(lambda: _bicubic(n, factor))
-    return decomposed(matrix)
+        return constant(lambda: torch.eye(n // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor)
+    return constant(lambda: _bicubic(n, factor))
 
 
 def _bicubic(n: int, factor: int) -> Tensor:

@@ -26,16 +26,19 @@ def mask_of_file(file: str, known: Literal["white", "black"] = "white") -> Inpai
 
     known: which half of the greys is known; below half of full brightness is black. Editors that paint what is to be
     replaced in white write "black".
-    Errors: ConfigError for a file that is no picture, or that has transparency.
+    Errors: ConfigError for a file that is no picture, that has transparency, or in which nothing is known or missing.
     """
     if known not in ("white", "black"):
         raise ConfigError(f"known must be white or black, got {known!r}")
-    white = _grey(Path(file), "mask") >= 0.5
+    grey = _grey(Path(file), "mask")
+    white = grey >= 0.5
+    if not bool(white.any()) or bool(white.all()):
+        what = "no black pixel" if bool(white.any()) else "no white pixel"
+        low, high = float(grey.min()), float(grey.max())
+        hint = "; if its 1 of 255 stands for white, multiply it by 255" if 0.0 < high <= 1.5 / 255.0 else ""
+        raise ConfigError(f"the mask {file} has {what} (greys from {low:.3g} to {high:.3g} of white): it must have "
+                          f"both, what is known and what is missing{hint}")  # fmt: skip
     mask = white if known == "white" else ~white
-    if not bool(mask.any()):
-        other = "black" if known == "white" else "white"
-        raise ConfigError(f"the mask {file} has no {known} pixel, so nothing would be known: if {other} means known, "
-                          f"add known={other}")  # fmt: skip
     return InpaintMask(mask, text=f"file={file},known={known}")
 
 

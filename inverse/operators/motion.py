@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...samplers.noise import MAX_SEED
 from .base import check_choice, check_fraction, check_whole, constant
-from .blur import PADDINGS, check_rcond, check_size, odd_below
+from .blur import PADDINGS, check_fits, check_rcond, check_size, odd_below
 from .convolution import Convolution
 from .solve import DAGGER_ITERATIONS
 
@@ -58,6 +58,7 @@ class MotionBlur(Convolution):
     def kernel_for(self, height: int, width: int) -> Tensor:
         side = min(height, width)
         size = odd_below(min(max(3, round(side * 61 / 256)), side)) if self.size is None else self.size
+        check_fits(size, height, width)
         return _kernel(size, self.intensity, self.seed)
 
 
