@@ -9,7 +9,8 @@ others at equal, 2x and 4x raw network forwards, P2L at 8x too. Settings are tho
 
 Results are kept in the cache in chunks of 8 pictures: what does not fit into the minutes is left for the next call, and
 said; --minutes 0 writes the tables from what is there. Several processes may work on one cache (--part). The cache
-knows a row by its hyper-parameters, not by its code: rows measured with other code are named in the report.
+knows a row by its hyper-parameters, not by its code: rows measured with other code of the method, or of what all
+methods share, are named in the report. Other operators, solvers or a retrained tiny-sd need a new cache.
 """
 
 from __future__ import annotations
@@ -78,20 +79,16 @@ class Worker:
 
 def work(worker: Worker, settings: dict[str, dict[str, dict]], names: list[str] | None, tune: bool) -> None:
     """Everything in the order of `plan`; with `tune`, a method's settings are chosen before its first row."""
-    for task, kind, budget in plan():
-        begins = [f"{task}-{kind}-{budget}x"] if budget else [row.name for row in every_row(settings)[0]
-                                                               if row.task == task and not row.budget]  # fmt: skip
-        wanted = names is None or any(name.startswith(tuple(names)) for name in begins)
-        if not wanted:
-            continue
-        if tune and budget == 1:
+    for group in plan():
+        task, kind, budget = group.task, group.kind, group.budget
+        if tune and budget == 1 and (names is None or f"{task}-{kind}-1x".startswith(tuple(names))):
             worker.run(tuning_rows(task, kind))
             setting = chosen(tried(worker.folder, task, kind))
             if setting is not None:
                 settings.setdefault(task, {})[kind] = setting
-        rows = every_row(settings, names)[0]
-        worker.run([row for row in rows if (row.task, row.kind, row.budget) == (task, kind, budget)])
-        if task == next(iter(TASKS)) and budget == 1 and kind in MAIN:
+        rows = [row for row in every_row(settings, names)[0] if row.group == group]
+        worker.run(rows)
+        if rows and task == next(iter(TASKS)) and budget == 1 and kind in MAIN:
             worker.memory([kind])
 
 

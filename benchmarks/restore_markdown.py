@@ -8,7 +8,7 @@ from typing import Any
 from .guidance_report import points
 from .markdown import opening, table
 from .restore_memory import MIB
-from .restore_problems import TASKS
+from .restore_problems import SIGMA_Y, TASKS
 from .restore_rows import CHUNK, MAIN, written
 
 Line = Mapping[str, Any]
@@ -43,9 +43,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _goals(goals: Sequence[Line]) -> list[str]:
     if not goals:
         return []
-    head = ("task", "PSLD 4x less STSL: PSNR, dB", "right, points", "pictures", "")
-    body = [(TASKS[g["task"]].title, signed(g["difference"], 2), points(g["right"]), str(g["pictures"]), g["verdict"])
-            for g in goals]  # fmt: skip
+    head = ("task", "row", "its PSNR less STSL's, dB", "right less STSL's, points", "pictures", "")
+    body = [(TASKS[g["task"]].title, g["label"], signed(g["difference"], 2), points(g["right"]), str(g["pictures"]),
+             g["verdict"]) for g in goals]  # fmt: skip
     return ["## STSL at a quarter of PSLD's forwards", "", *table(head, body), ""]
 
 
@@ -58,7 +58,8 @@ def _task(report: Mapping[str, Any], task: str) -> list[str]:
     stsl = [line for line in main if line["kind"] == "stsl"]
     others = [line for line in rows if line not in main]
     title = TASKS[task].title
-    lines = [f"## {title[0].upper()}{title[1:]}", "", *_quality([*bounds, *main]), ""]
+    command = f"`--operator {report['operators'][task]} --noise-std {SIGMA_Y:g}`"
+    lines = [f"## {title[0].upper()}{title[1:]}", "", command, "", *_quality([*bounds, *main]), ""]
     if others:
         lines += [f"### {title[0].upper()}{title[1:]}: STSL taken apart", "", *_quality([*stsl, *others]), ""]
     return lines
@@ -70,7 +71,7 @@ def _quality(lines: Sequence[Line]) -> list[str]:
     body = []
     for line in lines:
         method = f"`{line['method']}`" if "method" in line else ""
-        forwards = _count(line["cost"]["forward"]) if "cost" in line else ""
+        forwards = _count(line["cost"]["forward"]) if "cost" in line and not line["failed"] else ""
         cells = [line["label"], method, forwards, str(line["pictures"])]
         if line.get("failed"):
             cells += ["diverged: " + "; ".join(line["failed"]), *[""] * 7]

@@ -92,7 +92,8 @@ def measured(backbone: Backbone, row: Row, first: int, count: int) -> Measured:
 
 
 def code_of(method: Posterior) -> str:
-    """A digest of the code that a method's numbers come from, its own and what all share, without comments."""
+    """A digest of the code that a method's numbers come from, its own and what all share, without comments and without
+    the defaults of fields: a row has a value for each."""
     return _digest((type(method).__module__.rsplit(".", 1)[-1], *_SHARED))
 
 
@@ -103,6 +104,10 @@ def _digest(modules: tuple[str, ...]) -> str:
     for module in modules:
         tree = ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign):
+                        field.value = None
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 del node.body[0]
         found.update(ast.dump(tree).encode())

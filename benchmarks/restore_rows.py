@@ -2,7 +2,8 @@
 
 Budgets are raw network forwards an image: STSL in 50 steps with K = 5 takes 550, and 1x is that for every method.
 Every method has the same number of settings to choose from, on the same four scenes, by the same number; what is chosen
-at 1x is used at 2x, 4x and 8x.
+at 1x is used at 2x, 4x and 8x. A step along the data loss has its size whatever the number of steps, so that more of
+them go further in all: PSLD is run at 4x with its sizes divided by 4 too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..inverse.ldps import LDPS
 from ..inverse.p2l import P2L
@@ -44,6 +45,9 @@ TITLES = {
 BUDGETS = {"stsl": (1,), "ldps": (1, 2, 4), "psld": (1, 2, 4), "p2l": (1, 2, 4, 8), "ldps-polyak": (1,),
            "stsl-norm": (1,)}  # fmt: skip
 
+DIVIDED = {"psld": 4}
+"""Method -> budget at which its steps are divided by it too: method against method, however far the steps go in all."""
+
 Settings = Mapping[str, Mapping[str, Mapping[str, Any]]]  # task -> method -> field -> value
 
 
@@ -72,7 +76,7 @@ def papers_count(method: Posterior) -> int:
 class Row:
     """One method on one task. name: of its folder, too.       kind: a name of METHODS.
 
-    budget: multiple of FORWARDS; 0 for an ablation.       label: what the tables say.
+    budget: multiple of FORWARDS; 0 for an ablation.       divided: see `divided`.       label: what the tables say.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Row:
     kind: str
     method: Posterior
     budget: int = 1
+    divided: bool = False
     split: Split = "test"
 
     @property
@@ -88,6 +93,10 @@ class Row:
         """The row's name and a digest of all that its numbers depend on, but the code."""
         what = repr((self.method, TASKS[self.task].operator, SIGMA_Y, self.split, CHUNK))
         return f"{self.name}-{hashlib.sha256(what.encode()).hexdigest()[:12]}"
+
+    @property
+    def group(self) -> Group:
+        return Group(self.task, self.kind, self.budget, self.divided)
 
     @property
     def pictures(self) -> int:
@@ -118,6 +127,14 @@ def row(task: str, kind: str, budget: int, setting: Mapping[str, Any]) -> Row:
     return Row(f"{task}-{kind}-{budget}x", label, task, kind, method, budget)
 
 
+def divided(task: str, kind: str, budget: int, setting: Mapping[str, Any]) -> Row:
+    """As `row`, with what was chosen divided by the budget: the steps go as far in all as at 1x."""
+    base = row(task, kind, budget, setting)
+    method = replace(base.method, **{name: value / budget for name, value in setting.items()})
+    label = f"{base.label}, {' and '.join(setting)} divided by {budget}"
+    return replace(base, name=f"{base.name}-divided", label=label, method=method, divided=True)
+
+
 def ablations(task: str, setting: Mapping[str, Any]) -> list[Row]:
     """STSL with one thing changed, of equal forwards where the name says so; and one that costs a quarter."""
     base = replace(METHODS["stsl"], **setting)
@@ -132,14 +149,30 @@ def ablations(task: str, setting: Mapping[str, Any]) -> list[Row]:
     return [Row(f"{task}-stsl-{name}", label, task, "stsl", replace(base, **what), 0) for name, label, what in changed]
 
 
-def plan() -> Iterator[tuple[str, str, int]]:
-    """(task, method, budget) in the order in which they are run; budget 0 stands for STSL's ablations."""
-    yield from ((task, kind, 1) for task in TASKS for kind in MAIN)
-    yield from ((task, "stsl", 0) for task in TASKS)
-    yield from ((task, kind, 2) for task in TASKS for kind in MAIN if 2 in BUDGETS[kind])
-    yield from ((task, kind, 1) for task in TASKS for kind in SWAPPED)
-    yield from ((task, kind, budget) for budget in (4, 8) for task in TASKS for kind in MAIN
+class Group(NamedTuple):
+    """What is run together, as in Row."""
+
+    task: str
+    kind: str
+    budget: int
+    divided: bool = False
+
+
+def plan() -> Iterator[Group]:
+    """Everything in the order in which it is run."""
+    yield from (Group(task, kind, 1) for task in TASKS for kind in MAIN)
+    yield from (Group(task, "stsl", 0) for task in TASKS)
+    yield from (Group(task, kind, 2) for task in TASKS for kind in MAIN if 2 in BUDGETS[kind])
+    yield from (Group(task, kind, 1) for task in TASKS for kind in SWAPPED)
+    yield from (Group(task, kind, budget) for budget in (4, 8) for task in TASKS for kind in MAIN
                 if budget in BUDGETS[kind])  # fmt: skip
+    yield from (Group(task, kind, budget, True) for kind, budget in DIVIDED.items() for task in TASKS)
+
+
+def rows_of(group: Group, setting: Mapping[str, Any]) -> list[Row]:
+    if group.budget == 0:
+        return ablations(group.task, setting)
+    return [(divided if group.divided else row)(group.task, group.kind, group.budget, setting)]
 
 
 def every_row(settings: Settings, names: Sequence[str] | None = None) -> tuple[list[Row], list[str]]:
@@ -149,12 +182,12 @@ def every_row(settings: Settings, names: Sequence[str] | None = None) -> tuple[l
     """
     rows: list[Row] = []
     untuned: dict[str, None] = {}
-    for task, kind, budget in plan():
-        setting = settings.get(task, {}).get(kind)
+    for group in plan():
+        setting = settings.get(group.task, {}).get(group.kind)
         if setting is None:
-            untuned[f"{task}-{kind}"] = None
+            untuned[f"{group.task}-{group.kind}"] = None
         else:
-            rows += ablations(task, setting) if budget == 0 else [row(task, kind, budget, setting)]
+            rows += rows_of(group, setting)
     if names is None:
         return rows, list(untuned)
     begins = tuple(names)

@@ -22,8 +22,10 @@ from fewstep.benchmarks import (
 from fewstep.benchmarks.harness import part_of
 from fewstep.benchmarks.intervals import Paired, mean_interval, student
 from fewstep.benchmarks.restore_choose import Tried, chosen
+from fewstep.benchmarks.restore_markdown import markdown
 from fewstep.benchmarks.restore_memory import LiveBytes
 from fewstep.benchmarks.restore_problems import COUNTS, TASKS, measurement, scenes
+from fewstep.benchmarks.restore_report import report_of
 from fewstep.benchmarks.restore_rows import BUDGETS, FORWARDS, GRID, MAIN, METHODS, every_row
 from fewstep.errors import ConfigError
 
@@ -57,14 +59,17 @@ def test_every_method_has_eight_settings_and_the_budgets_that_were_said():
     rows, untuned = every_row(SETTINGS)
     assert not untuned and len({row.name for row in rows}) == len({row.folder for row in rows}) == len(rows)
     for kind in MAIN:
-        steps = [row.method.steps for row in rows if (row.task, row.kind) == ("box", kind) and row.budget]
+        main = [row for row in rows if (row.task, row.kind) == ("box", kind) and row.budget and not row.divided]
+        steps = [row.method.steps for row in main]
         assert steps == [METHODS[kind].steps * budget for budget in BUDGETS[kind]]
     for row in rows:
         if "equal" in row.label:  # 2 K + 1 forwards a step, K + 1 without the trace term
             forwards = row.method.steps * (row.method.K * (2 if row.method.eta else 1) + 1)
             assert abs(forwards - FORWARDS) <= 1
     names = [row.name for row in every_row(SETTINGS, ["sr-psld", "box-stsl-g"])[0]]
-    assert names == ["sr-psld-1x", "box-stsl-gaussian", "sr-psld-2x", "sr-psld-4x"]
+    assert names == ["sr-psld-1x", "box-stsl-gaussian", "sr-psld-2x", "sr-psld-4x", "sr-psld-4x-divided"]
+    divided = every_row({"sr": {"psld": {"omega": 1.0, "gamma": 0.1}}}, ["sr-psld-4x-divided"])[0][0]
+    assert divided.method == replace(METHODS["psld"], steps=2200, omega=0.25, gamma=0.025)
     assert every_row({}, ["sr-psld-4x", "box"])[1] == ["sr-psld", *(f"box-{kind}" for kind in METHODS)]
 
 
@@ -197,6 +202,9 @@ def test_a_run_that_diverges_is_a_result(tiny, backbone, tmp_path, monkeypatch):
     assert "LDPS diverged at step 1" in found.failed[0] and np.isnan(found.psnr[0])
     kept = restore_measure.collected(tmp_path, row)
     assert kept.failed.tolist() == found.failed.tolist()
+    settings = {"sr": {"ldps": {"zeta": 1e30}}}
+    report = report_of(tmp_path, backbone, settings, ["sr-ldps-1x"], "command", ["gate"])
+    assert "| LDPS, 1x | `LDPS(steps=1, zeta=1e+30)` |  | 1 | diverged: LDPS diverged at step 1" in markdown(report)
     monkeypatch.setitem(restore_rows.GRID, "ldps", ({"zeta": 1e30}, {"zeta": 0.1}))
     for tuning in restore_rows.tuning_rows("sr", "ldps"):
         restore_measure.run_chunk(tmp_path, backbone, tuning, 0)
@@ -209,7 +217,8 @@ def test_processes_share_the_work(tiny, backbone, tmp_path, monkeypatch):
         restore, "run_chunk", lambda folder, backbone, row, chunk: ran.append((row.name, chunk)) or _nothing()
     )
     monkeypatch.setitem(COUNTS, "test", 16)
-    rows = every_row(SETTINGS, ["sr-psld", "sr-ldps-1x"])[0]
+    rows = every_row(SETTINGS, ["sr-ldps", "sr-psld-1x"])[0]
+    rows = [row for row in rows if row.kind != "ldps-polyak"]
     halves = []
     for part in (0, 1):
         ran.clear()
