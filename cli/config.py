@@ -44,6 +44,8 @@ class ConfiguredCommand(SectionedCommand):
             for given, dropped in (pair, pair[::-1]):
                 if source(given) == "COMMANDLINE" and source(dropped) == "DEFAULT_MAP":
                     ctx.params[dropped] = None
+        if not ctx.params.get("simulate", True) and source("noise_seed") == "DEFAULT_MAP":
+            ctx.params["noise_seed"] = 0  # of a file that has simulate = true, with --no-simulate
         return rest
 
 

@@ -26,13 +26,14 @@ class InitImage:
     """A picture to start from, or to restore: its file by digest, never by path.
 
     size: (width, height) as it stands upright.       location: what is opened, not part of any identity.
-    option: that named it, for messages.
+    option: that named it, for messages.       transparent: in places, which become white.
     """
 
     sha256: str
     size: tuple[int, int]
     location: str = field(compare=False)
     option: str = field(default="--init-image", compare=False)
+    transparent: bool = field(default=False, compare=False)
 
     def identity(self) -> dict[str, Any]:
         return {"sha256": self.sha256}
@@ -42,17 +43,18 @@ class InitImage:
         data = checks.content(self.option, self.location, "a picture", MAX_BYTES)
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise ConfigError(f"{self.option} {Path(self.location).name!r} has changed while the model was loading")
-        return _decoded(data, self.location, self.option)
+        return _decoded(data, self.location, self.option)[0]
 
 
 def find_image(location: str, option: str = "--init-image") -> InitImage:
     """The picture at `location`. ConfigError, in one line, for what is not there, no picture, broken or too large."""
     data = checks.content(option, location, "a picture", MAX_BYTES)
-    return InitImage(hashlib.sha256(data).hexdigest(), _decoded(data, location, option).size, location, option)
+    image, transparent = _decoded(data, location, option)
+    return InitImage(hashlib.sha256(data).hexdigest(), image.size, location, option, transparent)
 
 
-def _decoded(data: bytes, location: str, option: str) -> Image:
-    """In RGB. The size is looked at before a pixel is decoded."""
+def _decoded(data: bytes, location: str, option: str) -> tuple[Image, bool]:
+    """(in RGB, whether any of it was transparent). The size is looked at before a pixel is decoded."""
     from PIL import Image, UnidentifiedImageError
 
     from ..guidance.pictures import as_rgb
@@ -66,7 +68,7 @@ def _decoded(data: bytes, location: str, option: str) -> Image:
         _check_size(image.size, what)
         with image:
             image.load()
-            return as_rgb(image)
+            return as_rgb(image), _is_transparent(image)
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith(option) else f"{what}: {text}") from None
@@ -77,6 +79,10 @@ def _decoded(data: bytes, location: str, option: str) -> Image:
     except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError, MemoryError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ConfigError(f"{what} is damaged: {reason}") from None
+
+
+def _is_transparent(image: Image) -> bool:
+    return image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255  # type: ignore[index]
 
 
 def _check_size(size: tuple[int, int], what: str) -> None:

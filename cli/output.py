@@ -132,30 +132,31 @@ def finished(target: Target, settings: Settings | Job) -> dict[int, dict[str, An
     for item in settings.items:
         path = target.path(item)
         if path.exists() or path.is_symlink():
-            line = _recognise(path, settings, item, lines.get(path.name))
+            line = _recognise(path, settings, item, lines.get(path.name), target.file is not None)
             if line is not None:
                 found[item.index] = line
-            elif target.file is None:
-                raise in_the_way(path, "this command")
     return found
 
 
-def _recognise(path: Path, settings: Settings | Job, item: Item, line: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The log line of a picture of this run; None for another picture of ours, or a file that is not ours.
+def _recognise(
+    path: Path, settings: Settings | Job, item: Item, line: dict[str, Any] | None, named: bool
+) -> dict[str, Any] | None:
+    """The log line of a picture as this command makes it; None for one of ours that it makes again.
 
-    A named file that is not ours is never replaced: ConfigError.
+    A picture says itself what it is; one without metadata is in the log, with its digest. In a folder the command makes
+    its own pictures again that have metadata where it writes none, or none where it does, or were computed with others.
+    A single file that was named may be any picture of ours.       Errors: ConfigError for every other file.
     """
-    if not settings.metadata:
-        known = line is not None and line.get("run") == settings.run and is_whole(line.get("nfe"), 1, 1 << 53)
-        if line is not None and known and line.get("sha256") == _digest(path):
-            return line
-        fields = None
-    else:
-        fields = _record_of(path)
-        if fields is not None and settings.expected(item).items() <= fields.items():
-            return log_line(path, fields)
-    if fields is None and _record_of(path) is None:
+    fields, expected = _record_of(path), settings.expected(item)
+    logged = line is not None and is_whole(line.get("nfe"), 1, 1 << 53) and line.get("sha256") == _digest(path)
+    told = fields if fields is not None else line if logged else None
+    if told is None:
         raise in_the_way(path, "fewstep")
+    if expected.items() <= told.items() and (fields is not None) == settings.metadata:
+        return told if fields is None else log_line(path, fields)
+    alike = {key: value for key, value in expected.items() if key != "batch"}
+    if not named and not alike.items() <= told.items():
+        raise in_the_way(path, "this command")
     return None
 
 

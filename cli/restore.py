@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import checks, options
 from . import restore_options as own
-from .console import Console, emit
+from .console import Console, emit, printable
 
 if TYPE_CHECKING:
     from .operator_ref import OperatorRef
@@ -91,7 +91,7 @@ def restore(
     jobs = jobs_of(settings, inputs.pictures)
     whole = find_target(output, run_of(jobs), [item for job in jobs for item in job.items])
     side = whole.file is None if side_by_side is None else side_by_side
-    _notes(console, settings, inputs)
+    _notes(console, settings, inputs, len(jobs))
     from .restore_pictures import check_apart
     from .restore_run import Runner, find_made
 
@@ -111,13 +111,20 @@ def _given(named: Sequence[str], inputs: Inputs, operator: OperatorRef) -> dict[
     return given | {location: f"INPUT {Path(location).name!r} itself" for location in locations}
 
 
-def _notes(console: Console, settings: RestoreSettings, inputs: Inputs) -> None:
+def _notes(console: Console, settings: RestoreSettings, inputs: Inputs, jobs: int) -> None:
     if inputs.passed_over == 1:
         console.note("1 picture that fewstep restore made is passed over")
     elif inputs.passed_over:
         console.note(f"{inputs.passed_over} pictures that fewstep restore made are passed over")
     for _, why in inputs.broken:
         console.warn(why)
+    if (same := len(inputs.pictures) - jobs) > 0:
+        console.note(f"{same} of {len(inputs.pictures)} pictures have name and contents of another one, and are "
+                     "restored with it")  # fmt: skip
+    for one in inputs.pictures:
+        if one.transparent:
+            mask = "" if settings.simulate else ": measured, not missing (--operator mask:file=... says what is)"
+            console.warn(f"{printable(Path(one.location).name)} is transparent in places, which become white{mask}")
     scale = settings.method.method.guidance_scale
     if scale > 1.0 and not settings.prompt:
         console.note(f"--guidance-scale {scale:g} without --prompt pays twice to be guided by the empty prompt; "
@@ -150,12 +157,13 @@ def _dry_run(settings: RestoreSettings, made: Sequence[Made], inputs: Inputs, fo
     frame = frame_of_ref(settings.model)
     unknown = ["its size is known once the model is loaded"] * len(made)
     told = unknown if frame is None else described(made, frame, _sized)
+    code = 3 if inputs.broken or any(one.refused is not None for one in made) else 0
     if format == "json":
         images = [image for one in made if one.refused is None for image in _planned(one)]
         unfit = [str(one.refused) for one in made if one.refused is not None]
         found = {"dry_run": True, **settings.identity, "images": images}
         emit(json.dumps({**found, "broken": [*(why for _, why in inputs.broken), *unfit]}, allow_nan=False))
-        return 0
+        return code
     method = ", ".join(f"{key} {value}" for key, value in settings.method.values.items())
     source = "clean pictures, degraded first" if settings.simulate else "degraded pictures"
     emit(f"{'model':<10} {settings.model.name} ({settings.model.kind}), {settings.dtype} on {device}")
@@ -168,7 +176,7 @@ def _dry_run(settings: RestoreSettings, made: Sequence[Made], inputs: Inputs, fo
         emit(f"{'picture':<10} {one.job.source.location}: {words}")
         for image in _planned(one):
             emit(f"{'':<10} {image['file']}{' (there already)' if image['there'] else ''}")
-    return 0
+    return code
 
 
 def _planned(one: Made) -> list[dict[str, Any]]:
@@ -189,7 +197,7 @@ def _sized(posed: Posed) -> str:
 def _report(runner: Runner, made: Sequence[Made], inputs: Inputs, whole: Target) -> dict[str, Any]:
     """The run as one JSON object."""
     images: list[dict[str, Any]] = []
-    known = ("nfe", "cost", "residual", "chi2", "psnr", "psnr_before", "ssim")
+    known = ("nfe", "cost", "residual", "chi2", "psnr", "psnr_before", "ssim", "resized_from")
     for one in made:
         for item in one.job.items:
             image = {"file": str(one.target.path(item)), "input": one.job.source.location, "seed": item.seed}

@@ -86,6 +86,14 @@ def unexplained(chi2: float | None, posed: Posed) -> bool:
     return chi2 is not None and chi2 > 1.5 + 5.0 * math.sqrt(2.0 / int(posed.measurement.count[0]))
 
 
+def what_else(job: Job, text: str) -> str:
+    """What to do where no seed gives a picture that explains its measurement.       text: as in `with_hint`."""
+    s = job.settings
+    hint = None if s.method.values.get("weighting") == "polyak" else smaller_step(s.method, text)
+    step = "" if hint is None else f"--method {hint} may be better, or "
+    return f"{step}--noise-std is too small, or {s.model.name} cannot show it"
+
+
 def with_hint(error: NumericsError, job: Job, text: str, together: int) -> str:
     """The error, with what to type.       text: the --method that was given, whose other keys stay."""
     hint = smaller_step(job.settings.method, text)

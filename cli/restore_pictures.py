@@ -47,14 +47,14 @@ def write_beside(
     posed: only the side-by-side picture needs it.       lines: of the samples by index, as in run.jsonl.
     Returns the paths, those that were there already too.
     """
-    samples = [_pixels(target.path(item)) for item in job.items]
+    paths = [target.path(item) for item in job.items]
     made: dict[str, Tensor | Image] = {}
     moments = None
-    if len(samples) > 1:
-        moments = _moments(samples)
+    if len(paths) > 1:
+        moments = _moments(paths)
         made["mean"], made["std"] = moments
     if side and posed is not None:
-        made["side-by-side"] = _sheet(_tiles(job, posed, samples, moments, lines))
+        made["side-by-side"] = _sheet(_tiles(job, posed, [_pixels(path) for path in paths[:MOST]], moments, lines))
     return [_write(target.beside(kind), picture, job, kind) for kind, picture in made.items()]
 
 
@@ -68,11 +68,11 @@ def _tiles(
     tiles = [Tile(_before(posed), "degraded", _psnr_before(lines))]
     tiles += [
         Tile(x, f"restored, seed {item.seed}", _psnr(lines[item.index]))
-        for x, item in zip(samples[:MOST], job.items, strict=False)
+        for x, item in zip(samples, job.items, strict=False)
     ]
     if moments is not None:
         mean, spread = moments
-        tiles.append(Tile(mean, f"mean of {len(samples)}", _psnr_of(mean, posed)))
+        tiles.append(Tile(mean, f"mean of {len(job.items)}", _psnr_of(mean, posed)))
         tiles.append(Tile(spread, "standard deviation", f"white: {WHITE:g}"))
     if posed.truth is not None:
         tiles.append(Tile(posed.truth[0], "truth"))
@@ -155,13 +155,21 @@ def _write(path: Path, picture: Any, job: Job, kind: str) -> Path:
     return path
 
 
-def _moments(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """(mean, standard deviation over WHITE), (3, H, W): the unbiased variance, its mean over the channels as grey."""
+def _moments(paths: Sequence[Path]) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation over WHITE), (3, H, W): the unbiased variance, its mean over the channels as grey.
+
+    Two passes over the files, one in memory at a time: there may be hundreds.
+    """
     import torch
 
-    stack = torch.stack(samples)
-    spread = stack.var(0).mean(0, keepdim=True).sqrt()
-    return stack.mean(0), (spread / WHITE).clamp(max=1.0).expand(3, -1, -1)
+    mean = torch.zeros((), dtype=torch.float64)
+    for path in paths:
+        mean = mean + _pixels(path) / len(paths)
+    variance = torch.zeros_like(mean)
+    for path in paths:
+        variance += (_pixels(path) - mean).square() / (len(paths) - 1)
+    spread = variance.mean(0, keepdim=True).sqrt()
+    return mean.float(), (spread / WHITE).clamp(max=1.0).expand(3, -1, -1).float()
 
 
 def _pixels(path: Path) -> Tensor:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Beyond this many times the pixels that a model was trained at, a picture is made smaller unless its size is asked for.
 MUCH = 4
+LOST = 0.5  # of a measurement's pixels: where fewer are left, that it was resized is a warning
 _RESIZABLE = ("sr", "denoise", "mask")  # operators that still say what they said of the picture once it is resized
 
 
@@ -33,7 +34,8 @@ class Frame(NamedTuple):
 
 class Posed(NamedTuple):
     """truth: (1, 3, H, W), where the picture that came in was clean.       note: on what was resized, if anything was.
-    warning: of a size that is not the model's."""
+    warning: of a size that is not the model's, and of a measurement of which most is lost.
+    resized_from: height and width of the picture that came in, where it was resized."""
 
     measurement: Measurement
     truth: Tensor | None
@@ -41,6 +43,7 @@ class Posed(NamedTuple):
     width: int
     note: str | None
     warning: str | None
+    resized_from: dict[str, int] | None = None
 
 
 def frame_of_ref(ref: ModelRef) -> Frame | None:
@@ -78,7 +81,8 @@ def _simulated(job: Job, frame: Frame) -> Posed:
     note = None
     if (height, width) != (h, w):
         note = f"{job.name} is resized from {w}x{h} to {width}x{height} pixels{masked}, then degraded"
-    return Posed(measurement, truth, height, width, note, _warning(job, frame, height, width))
+    came = {"height": h, "width": w} if note else None
+    return Posed(measurement, truth, height, width, note, _warning(job, frame, height, width), came)
 
 
 def _given(job: Job, frame: Frame) -> Posed:
@@ -97,9 +101,13 @@ def _given(job: Job, frame: Frame) -> Posed:
     else:
         y = _nearest(pixels_of(image)[None], height, width)
     note = _note(job, frame, (height, width), masked) if resized else None
+    warning = _warning(job, frame, height, width)
+    if note and y.shape[-2] * y.shape[-1] < LOST * h * w:
+        note, warning = None, note if warning is None else f"{note}; {warning}"
     measurement = Measurement(y, operator, s.noise_std)
     measurement = replace(measurement, y=measurement.seen(y))
-    return Posed(measurement, None, height, width, note, _warning(job, frame, height, width))
+    came = {"height": h, "width": w} if resized else None
+    return Posed(measurement, None, height, width, note, warning, came)
 
 
 def _note(job: Job, frame: Frame, size: tuple[int, int], masked: str) -> str:

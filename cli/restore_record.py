@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from . import checks
@@ -22,6 +22,7 @@ class Found(NamedTuple):
     cost: rows through network, decoder and encoder, see inverse.report.Ledger.
     residual: root mean square of y - A(x) where something was measured.       chi2: its square by noise_std^2.
     psnr, ssim: to the truth, where it is known; psnr_before: of the first guess, that of the measurement alone.
+    resized_from: height and width of INPUT, where it was resized.
     """
 
     height: int
@@ -34,21 +35,19 @@ class Found(NamedTuple):
     ssim: float | None = None
     psnr_before: float | None = None
     commit: str | None = None
+    resized_from: Mapping[str, int] | None = None
 
 
-def record(job: Job, item: Item, batch: Sequence[Item], found: Found) -> dict[str, Any]:
-    """The record of one picture. batch: the samples computed together; last bits can depend on how many there are."""
-    together: dict[str, Any] = {"size": len(batch), "row": item.index - batch[0].index}
-    if len(batch) > 1:
-        together["seed"] = batch[0].seed
+def record(job: Job, item: Item, found: Found) -> dict[str, Any]:
+    """The record of one picture."""
     values = {"psnr": found.psnr, "ssim": found.ssim, "psnr_before": found.psnr_before, "commit": found.commit}
+    values["resized_from"] = found.resized_from
     return {
         "format": FORMAT,
         **job.expected(item),
         "height": found.height,
         "width": found.width,
         "device": found.device,
-        "batch": together,
         "nfe": found.cost["forward"],
         "cost": dict(found.cost),
         "residual": found.residual,
@@ -113,7 +112,7 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
         "method": f"{fields['method']['name']}: {own}",
         "prompt": fields["prompt"] or "-",
         "model": f"{model['name']} ({', '.join(marks)})",
-        "size": f"{fields['width']}x{fields['height']}",
+        "size": _size(fields),
         "cost": _cost(fields["cost"]),
         "quality": quality(fields),
         "seed": str(fields["seed"]),
@@ -129,6 +128,12 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
     if changed:
         lines["changed"] = f"{', '.join(changed)} here are of other versions, so pixels may differ slightly"
     return lines
+
+
+def _size(fields: dict[str, Any]) -> str:
+    came = fields.get("resized_from")
+    resized = f"; the picture that came in had {came['width']}x{came['height']} and was resized" if came else ""
+    return f"{fields['width']}x{fields['height']}{resized}"
 
 
 def _cost(cost: Mapping[str, Any]) -> str:
@@ -170,6 +175,10 @@ def _is_asked(value: object) -> bool:
     if not (isinstance(value, dict) and 0 < len(value) <= 2):
         return False
     return all(key in ("height", "width") and is_whole(side, 1, checks.MAX_SIDE) for key, side in value.items())
+
+
+def _is_size(value: object) -> bool:
+    return _is_asked(value) and isinstance(value, dict) and len(value) == 2
 
 
 def _is_simulation(value: object) -> bool:
@@ -218,4 +227,5 @@ OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "ssim": _number(),
     "psnr_before": _number(),
     "asked": _is_asked,
+    "resized_from": _is_size,
 }

@@ -13,7 +13,7 @@ from . import output, png, record, restore_record
 from .console import Console, emit
 from .load import commit_of, warn_of_long_prompts
 from .plan import broken, usable_device
-from .restore_batch import quality_of, restored, shown, unexplained, with_hint
+from .restore_batch import quality_of, restored, shown, unexplained, what_else, with_hint
 from .restore_pictures import beside_there, naming, paths_beside, posed_again, write_beside
 from .restore_pose import Frame, Posed, frame_of, frame_of_ref, pose
 from .restore_settings import Job, JobTarget, RestoreSettings
@@ -66,6 +66,9 @@ class Runner:
         if there:
             what = "all pictures" if there == total else f"{there} of {total} pictures"
             self.console.note(f"{what} are there already and are kept")
+            if there < total and (changed := made_otherwise(made)):
+                self.console.warn(f"what is there was made with other versions ({changed}), so it may differ slightly "
+                                  "from what is made now; to have all made alike, choose another --output")  # fmt: skip
         frame = frame_of_ref(self.settings.model)
         if frame is not None:
             _check_sizes(made, frame)  # before any weight is read
@@ -135,7 +138,11 @@ class Runner:
         self._beside(one, posed)
 
     def _beside(self, one: Made, posed: Posed | None) -> None:
-        if len(one.outcome.lines) == len(one.job.items):
+        missing = len(one.job.items) - len(one.outcome.lines)
+        if missing and one.outcome.lines:
+            self.console.note(f"{one.job.name}: what is made of all samples is not written, since {missing} of "
+                              f"{len(one.job.items)} failed; other seeds (--seed) may not")  # fmt: skip
+        if not missing:
             posed = posed_again(one.job, one.target) if posed is None and self.side else posed
             one.beside = write_beside(one.job, one.target, posed, one.outcome.lines, self.side)
 
@@ -182,7 +189,7 @@ class Runner:
             if unexplained(fields["chi2"], posed):
                 self.console.note(
                     "this picture does not explain its measurement (chi^2 would be about 1): try another --seed, or "
-                    f"--samples; if all are so, --noise-std is too small, or {self.settings.model.name} cannot show it"
+                    f"--samples; if all are so, {what_else(one.job, self.method)}"
                 )
 
     def _record(
@@ -192,8 +199,11 @@ class Runner:
         values = quality_of(found, posed, row)
         cost = {key: round(rows) for key, rows in found.report.ledger.per_image(len(batch)).items()}
         commit = commit_of(self.settings.model)
-        resolved = restore_record.Found(posed.height, posed.width, backbone.device.type, cost, commit=commit, **values)
-        return restore_record.record(one.job, item, batch, resolved)
+        resolved = restore_record.Found(
+            posed.height, posed.width, backbone.device.type, cost, commit=commit, resized_from=posed.resized_from,
+            **values,
+        )  # fmt: skip
+        return restore_record.record(one.job, item, resolved)
 
 
 def find_made(jobs: Sequence[Job], whole: output.Target) -> list[Made]:
@@ -205,6 +215,17 @@ def find_made(jobs: Sequence[Job], whole: output.Target) -> list[Made]:
         outcome.kept = frozenset(outcome.lines)
         found.append(Made(job, target, outcome))
     return found
+
+
+def made_otherwise(made: Sequence[Made]) -> str:
+    """The versions that the pictures which are kept were made with, where they are not those that are here."""
+    found = {}
+    for one in made:
+        for index in one.outcome.kept:
+            theirs = one.outcome.lines[index].get("versions", {})
+            found |= {f"{name} {theirs[name]}": None for name, number in record.versions().items()
+                      if theirs.get(name, number) != number}  # fmt: skip
+    return ", ".join(found)
 
 
 def described(made: Sequence[Made], frame: Frame, words: Callable[[Posed], str]) -> list[str]:

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, IncompatibleError
 from . import checks
 from .console import printable
 from .init_image import InitImage
-from .model_ref import ModelRef
+from .model_ref import ModelRef, size_multiple
 from .operator_ref import MethodRef, OperatorRef
 from .output import Target
 from .plan import resolve_device
@@ -68,6 +68,9 @@ class RestoreSettings:
         checks.one_of("--dtype", self.dtype, checks.DTYPES)
         checks.device(self.device)
         checks.text(self.prompt, "prompt")
+        if getattr(self.method.method, "pixels_only", False) and size_multiple(self.model) is not None:
+            raise IncompatibleError(f"--method {self.method.name} needs a model whose states are pixels, and "
+                                    f"{self.model.name} has an autoencoder: take ldps or stsl")  # fmt: skip
         if self.model.kind == "embedded":
             checks.embedded_words(self.model.name, [self.prompt])
         return self
@@ -107,13 +110,13 @@ class Job:
 
     @cached_property
     def run(self) -> str:
-        """Names what is done to this picture, on which kind of device. With more than one picture in a batch also
-        which of them are together: their last bits depend on it."""
+        """Names what is done to this picture, on which kind of device, and with more than one sample in a batch also
+        where batches begin: last bits depend on it."""
         s = self.settings
         device = resolve_device(s.device).partition(":")[0]
         own: dict[str, Any] = {"command": "restore", "input": self.source.sha256, "device": device}
         if s.batch_size > 1:
-            own["batches"] = [s.seed, s.samples, s.batch_size]
+            own["batches"] = [s.seed, s.batch_size]
         text = json.dumps({**s.identity, **own}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -128,6 +131,12 @@ class Job:
         n = self.settings.batch_size
         return tuple(self.items[k : k + n] for k in range(0, len(self.items), n))
 
+    def together(self, item: Item) -> dict[str, Any]:
+        """The batch of a sample: last bits can depend on how many are computed together."""
+        n, row = self.settings.batch_size, item.index % self.settings.batch_size
+        size = min(n, self.settings.samples - item.index + row)
+        return {"size": size, "row": row} | ({"seed": item.seed - row} if size > 1 else {})
+
     def expected(self, item: Item) -> dict[str, Any]:
         """What the metadata of a sample says, as far as it is known before the model is loaded."""
         return {
@@ -136,6 +145,7 @@ class Job:
             "input": self.source.identity(),
             **self.settings.identity,
             "seed": item.seed,
+            "batch": self.together(item),
         }
 
     @property

@@ -54,7 +54,8 @@ class PiGDM(Posterior):
     solver: Solver = ANCESTRAL
 
     step_size: ClassVar[str] = "zeta"
-    remedy: ClassVar[str] = "take weight='released'"
+    remedy: ClassVar[str] = "take weight='released', or an operator with a larger rcond"
+    pixels_only: ClassVar[bool] = True  # or an affine decoder, which no pipeline has
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,6 +49,7 @@ class TMPD(Posterior):
     init: Init = "gaussian"
 
     step_size: ClassVar[str] = "zeta"
+    pixels_only: ClassVar[bool] = True  # as of PiGDM
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,8 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from fewstep.cli import png
+from fewstep.cli import png, record, restore_record
+from fewstep.errors import NumericsError
 from fewstep.inverse.measurement import Measurement
 from fewstep.inverse.metrics import psnr, ssim
 from fewstep.inverse.operators import Downsample
@@ -159,6 +160,11 @@ def test_batches_seeds_and_names(cli, model):
     assert fields_of(together[2])["batch"] == {"size": 1, "row": 0}
     more = cli(*how, "--samples", 4)
     assert "3 of 4 pictures are there already" in more[2]
+    before = [Path(file).read_bytes() for file in together[:3]]
+    _, out, err = cli(*how, "--samples", 4, "--batch-size", 2)  # the third is no longer alone in its batch
+    assert "2 of 4 pictures are there already" in err and out.split()[:3] == together[:3]
+    assert [Path(file).read_bytes() for file in together[:2]] == before[:2]
+    assert fields_of(together[2])["batch"] == {"size": 2, "row": 0, "seed": 2}
     other = cli(*how, "--noise-seed", 1)[1].split()
     assert other[0] not in alone and not np.array_equal(pixels(other[0]), pixels(alone[0]))
 
@@ -194,6 +200,42 @@ def test_json_and_no_metadata(cli, model):
     assert "fewstep" not in png.read_text(Path(image["file"])).texts
     (again,) = json.loads(cli(*how, "--format", "json", "-q")[1])["images"]
     assert again == image | {"status": "kept"}
+
+
+def test_metadata_are_written_and_taken_away_where_that_is_asked_for(cli, model):
+    """The same pixels: what is there with metadata is not what --no-metadata makes, nor the other way round."""
+    how = ("restore", draw("a.png"), "-m", model, "--operator", "sr:factor=2", *QUICK, "--no-side-by-side")
+    file = Path(cli(*how)[1].strip())
+    first, bare = pixels(file), (*how, "--no-metadata")
+    for words, has in ((bare, False), (how, True), (bare, False)):
+        code, out, err = cli(*words)
+        assert code == 0 and out.strip() == str(file) and "there already" not in err
+        assert ("fewstep" in png.read_text(file).texts) == has and np.array_equal(pixels(file), first)
+        assert "there already" in cli(*words)[2]
+
+
+def test_samples_of_other_versions_are_not_mixed_without_a_word(cli, model, monkeypatch):
+    how = ("restore", draw("a.png"), "-m", model, "--operator", "sr:factor=2", *QUICK, "--samples")
+    here = record.versions()
+    monkeypatch.setattr(record, "versions", lambda: here | {"torch": "1.0"})
+    monkeypatch.setattr(restore_record, "versions", record.versions)
+    assert cli(*how, 1)[0] == 0
+    monkeypatch.setattr(record, "versions", lambda: here)
+    assert "warning" not in cli(*how, 1)[2]  # nothing is made
+    assert "warning: what is there was made with other versions (torch 1.0)" in cli(*how, 2)[2]
+
+
+def test_a_sample_that_fails_leaves_the_mean_out_and_says_so(cli, model, monkeypatch):
+    def second_fails(*arguments, seeds, **options):
+        if 1 in seeds:
+            raise NumericsError("STSL diverged")
+        return restore(*arguments, seeds=seeds, **options)
+
+    monkeypatch.setattr("fewstep.inverse.restore.restore", second_fails)
+    how = ("restore", draw("a.png"), "-m", model, "--operator", "sr:factor=2", *QUICK, "--samples", 3)
+    code, out, err = cli(*how)
+    assert code == 3 and len(out.split()) == 2
+    assert "what is made of all samples is not written, since 1 of 3 failed" in err
 
 
 def test_a_measurement_without_noise_and_checkpoints(cli, model):
@@ -237,6 +279,29 @@ def test_options_from_a_file_and_a_dry_run(cli, model):
     code, out, _ = cli("restore", "--config", "o.toml", "-m", model, "--dry-run", "--format", "json", "--steps", 4)
     found = json.loads(out)
     assert found["method"]["steps"] == 4 and found["images"][0]["there"] is False and not Path("outputs").exists()
+    Path("n.toml").write_text('operator = "jpeg"\nsimulate = true\nnoise-seed = 4\n')
+    how = ("restore", "a.png", "--config", "n.toml", "-m", model, "--dry-run", "--format", "json")
+    assert json.loads(cli(*how)[1])["simulate"] == {"noise_seed": 4}
+    assert json.loads(cli(*how, "--no-simulate")[1])["simulate"] is None  # the command line has the last word
+    Path("b.png").write_bytes(b"no picture")
+    code, out, _ = cli("restore", "a.png", "b.png", "--operator", "jpeg", "-m", model, "--dry-run")
+    assert code == 3 and "a.png" in out
+    code, out, err = cli("restore", "a.png", "--operator", "denoise", "--method", "pigdm", "--dry-run")
+    assert (code, out) == (2, "") and "pigdm needs a model whose states are pixels, and tiny-sd has an auto" in err
+
+
+def test_equal_pictures_and_transparent_ones_are_named(cli, model):
+    for folder in ("x", "y"):
+        Path(folder).mkdir()
+        draw(f"{folder}/a.png")
+    rgba = np.full((16, 16, 4), 255, np.uint8)
+    rgba[:4, :, 3] = 0
+    Image.fromarray(rgba).save("hole.png")
+    how = ("restore", "x/a.png", "y/a.png", "hole.png", "-m", model, "--operator", "denoise", "--dry-run")
+    code, out, err = cli(*how)
+    assert code == 0 and out.count("picture ") == 2
+    assert "1 of 3 pictures have name and contents of another one" in err
+    assert "warning: hole.png is transparent in places, which become white: measured, not missing" in err
 
 
 def test_models_of_pixels(cli, tmp_path):

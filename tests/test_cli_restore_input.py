@@ -97,19 +97,19 @@ def test_degraded_pictures_are_not_resized_where_that_changes_what_was_done(tmp_
 def test_a_measurement_that_is_made_smaller_says_how_to_keep_it(tmp_path):
     source = draw(str(tmp_path / "a.png"), 60, 64)
     posed = pose(job(source, "sr"), FRAME)
-    assert (posed.height, posed.width) == (
-        64,
-        64,
-    ) and "resized from 60x64 to 16x16 pixels to become 64x64" in posed.note
-    assert "(if this is the clean picture, add --simulate; -H 256 -W 240 keeps all of it)" in posed.note
+    assert (posed.height, posed.width, posed.note) == (64, 64, None)  # most of it is lost: more than a note
+    assert "resized from 60x64 to 16x16 pixels to become 64x64" in posed.warning
+    assert "(if this is the clean picture, add --simulate; -H 256 -W 240 keeps all of it)" in posed.warning
+    assert posed.resized_from == {"height": 64, "width": 60}
     posed = pose(job(source, "sr", height=256, width=240), FRAME)
-    assert posed.note is None and torch.equal(posed.measurement.y, pixels_of(Image.open(source))[None])
+    assert posed.note is posed.resized_from is None
+    assert torch.equal(posed.measurement.y, pixels_of(Image.open(source))[None])
     posed = pose(job(source, "sr", height=64, width=64), FRAME)
-    assert "--simulate" in posed.note and "keeps all" not in posed.note  # the size is what was asked for
-    assert (
-        "(-H 200 -W 200 keeps all of it)" in pose(job(draw(str(tmp_path / "b.png"), 199, 200), "denoise"), FRAME).note
-    )
-    assert "keeps all" not in pose(job(draw(str(tmp_path / "c.png"), 140, 140), "sr:factor=64"), FRAME).note  # > 8192
+    assert "--simulate" in posed.warning and "keeps all" not in posed.warning  # the size is what was asked for
+    posed = pose(job(draw(str(tmp_path / "b.png"), 199, 200), "denoise"), FRAME)
+    assert "(-H 200 -W 200 keeps all of it)" in posed.warning
+    posed = pose(job(draw(str(tmp_path / "c.png"), 140, 140), "sr:factor=64"), FRAME)
+    assert "keeps all" not in posed.warning  # > 8192
 
 
 def test_a_mask_is_resized_with_its_picture_and_mixes_nothing(tmp_path):
@@ -123,7 +123,7 @@ def test_a_mask_is_resized_with_its_picture_and_mixes_nothing(tmp_path):
     rows = ((torch.arange(40) + 0.5) * 2.5).long()
     known = full[:, rows][:, :, rows] * (rows < 50)
     assert torch.equal(posed.measurement.y[0], known)
-    assert posed.measurement.count == 3 * 40 * 20 and "with its mask" in posed.note
+    assert posed.measurement.count == 3 * 40 * 20 and "with its mask" in posed.warning
     with pytest.raises(ConfigError, match="mask of --operator has 100x100 pixels and the picture 64x64"):
         pose(job(draw(str(tmp_path / "b.png")), f"mask:file={tmp_path / 'm.png'}"), FRAME)
 
@@ -206,7 +206,7 @@ def files(tmp_path) -> None:
     values = np.full((64, 64), 0.5, np.float32)
     values[3, 3] = np.nan
     Image.fromarray(values).save("nan.tiff")
-    Image.fromarray(np.full((32, 32), 255, np.uint8)).save("mask.png")
+    Image.fromarray(np.full((32, 32), 255, np.uint8) * np.eye(32, dtype=np.uint8)).save("mask.png")
     Path("zero.txt").write_text("0 0 0\n0 0 0\n0 0 0\n")
     Path("empty").mkdir()
 

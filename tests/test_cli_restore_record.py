@@ -25,7 +25,7 @@ def fields(**more) -> dict:
     ).check()  # fmt: skip
     job = Job(settings, InitImage("ab" * 32, (64, 64), "somewhere/private.png", "INPUT"))
     found = restore_record.Found(64, 48, "cpu", COST, 0.11, 1.2, psnr=20.0, commit="1f" * 20)
-    return {**restore_record.record(job, job.items[1], job.batches[0], found), **more}
+    return {**restore_record.record(job, job.items[1], found), **more}
 
 
 def test_a_record_is_its_command():

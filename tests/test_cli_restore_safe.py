@@ -104,7 +104,7 @@ def test_a_dry_run_goes_on_where_the_run_does(cli, model):
     draw("odd.png", 15)
     how = ("restore", "-m", model, "--operator", "jpeg", *QUICK, "--dry-run")
     code, out, _ = cli(*how, "odd.png", "even.png")
-    assert code == 0 and "even.png: 16x16 pixels" in out and "crop it to 14x16" in out
+    assert code == 3 and "even.png: 16x16 pixels" in out and "crop it to 14x16" in out
     found = json.loads(cli(*how, "odd.png", "even.png", "--format", "json")[1])
     assert [image["input"] for image in found["images"]] == ["even.png"]
     (why,) = found["broken"]
