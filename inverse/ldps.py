@@ -5,7 +5,8 @@ r"""LDPS: posterior sampling with the data loss of the decoded prediction.
 The residual is that of pixels in [-1, 1], as where zeta was published. One evaluation serves gradient and step.
 Source: Rout et al. 2023, arXiv:2307.00619 (as its code has it: norm, not its square; deterministic DDIM, 1,000 steps),
 after Chung et al. 2022, arXiv:2209.14687. There the norm runs over the batch and the predicted measurement gets fresh
-noise; here it is each image's, without noise.
+noise; here it is each image's, without noise. There a run begins from noise alone; here, as for every latent method,
+from the noised first guess (`init`).
 """
 
 from __future__ import annotations

@@ -36,15 +36,16 @@ class StateOperator:
     """
 
     def __init__(self, problem: Problem, method: str) -> None:
-        self.operator, self._decode = problem.measurement.operator, problem.backbone.to_pixels
+        self.operator, self._decode = problem.measurement.operator, problem.to_pixels
         check_linear(self.operator, method)
         guess = problem.measurement.guess()[:1]
         shape = problem.backbone.latent_shape(*guess.shape[-2:])
         self._zero = guess.new_zeros(1, *shape)
-        self._offset = self._decode(self._zero)
+        decode = problem.backbone.to_pixels
+        self._offset = decode(self._zero)
         generator = torch.Generator("cpu").manual_seed(0)
         a, b = (torch.randn(1, *shape, generator=generator, dtype=torch.float64).to(guess) for _ in range(2))
-        Da, Db, Dab = (self._decode(z) - self._offset for z in (a, b, a + 2.0 * b))
+        Da, Db, Dab = (decode(z) - self._offset for z in (a, b, a + 2.0 * b))
         if float((Dab - Da - 2.0 * Db).norm()) > AFFINE * float(Da.norm() + 2.0 * Db.norm()):
             raise IncompatibleError(f"{method} needs a model whose states are pixels, or an affine decoder, and this "
                                     f"{type(problem.backbone).__name__}'s is neither: take LDPS or STSL")  # fmt: skip

@@ -9,10 +9,16 @@ At every step, with C the embedding and x = D(z0hat(z_t, C)):
 
 Source: Chung et al. 2023, "Prompt-tuning Latent Diffusion Models for Inverse Problems", arXiv:2310.01110. Of the
 article we have read the abstract, not its equations or settings, and its authors published no code. Rules and defaults
-are those of a public re-implementation (the comparison of Spagnoletti et al. 2025, arXiv:2503.12615), but for three
-things: there A of pixels in [0, 1] is tuned to a y in [-1, 1], on Stable Diffusion the step uses the embedding from
-before the last Adam step, and that embedding is rounded to half precision after every step of 1e-4. For some tasks it
-also moves z by Adam; that is another method, which is not here.
+are those of a public re-implementation (the comparison of Spagnoletti et al. 2025, arXiv:2503.12615). There
+
+- A of pixels in [0, 1] is tuned to a y in [-1, 1];
+- on Stable Diffusion the step uses the embedding from before the last Adam step, and that embedding is rounded to half
+  precision after every step of 1e-4;
+- pixels are clamped inside the losses, so what lies beyond [0, 1] has no gradient; here it has;
+- Adam's second moment is at least 1e-8, which holds back entries with small gradients; here it is Adam's own rule;
+- a run begins from noise alone unless it is told otherwise; here, as for every latent method, from the noised first
+  guess (`init`);
+- for some tasks z is moved by Adam too; that is another method, which is not here.
 """
 
 from __future__ import annotations
@@ -64,7 +70,7 @@ class P2L(Posterior):
     steps: int = 1000
     K: int = 1
     lr: float = 1e-4
-    zeta: float = 1.0
+    zeta: float = 0.05
     weighting: Weighting = "norm"
     project_every: int = 8
     gamma: float = 1.0
@@ -76,7 +82,7 @@ class P2L(Posterior):
         super().__post_init__()
         check_whole(self.K, "K", 0, 1000)
         check_number(self.lr, "lr", 1e-4)
-        check_number(self.zeta, "zeta", 1.0, zero=True)
+        check_number(self.zeta, "zeta", 0.05, zero=True)
         check_weighting(self.weighting)
         check_whole(self.project_every, "project_every", 0)
         check_number(self.gamma, "gamma", 1.0)
@@ -115,9 +121,9 @@ class P2L(Posterior):
         """One step of Adam on C (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1)."""
         with torch.enable_grad():
             C = tuned.C.detach().requires_grad_()
-            x0 = problem.predict(z, level, _with_text(problem.network, C)).x0
-            g, _ = data_gradient(problem, x0, self.weighting, level)
-            (gradient,) = torch.autograd.grad(x0, C, g)
+            evaluation = problem.evaluate(z, level, _with_text(problem.network, C), leaf=C)
+        g, _ = data_gradient(problem, evaluation.prediction.x0, self.weighting, level)
+        gradient = evaluation.pull(x0=g)
         count = tuned.count + 1
         m = BETA1 * tuned.m + (1.0 - BETA1) * gradient
         v = BETA2 * tuned.v + (1.0 - BETA2) * gradient.square()

@@ -10,7 +10,8 @@ pseudo-inverse. One evaluation serves gradient and step.
 Source: Rout et al. 2023, "Solving Linear Inverse Problems Provably via Posterior Sampling with Latent Diffusion
 Models", arXiv:2307.00619; the update and the numbers are its released code's. There the norms run over the batch,
 fresh noise is added to A(x), E draws from the encoder's distribution, and A^+ is what the operator calls transpose (for
-blur the identity, with which A^+ A is no projection).
+blur the identity, with which A^+ A is no projection). It begins from noise alone; here, as for every latent method, a
+run begins from the noised first guess (`init`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from .operators import is_linear, name_of
 from .pixels import loss_unit
 from .posterior import Done, Posterior
 from .problem import Problem
+
+BLOWN_UP = 10.0  # pixels are from 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +75,12 @@ class PSLD(Posterior):
         """A^+ y (B, C, H, W), what the measurement knows of the picture."""
         measurement, operator = problem.measurement, problem.measurement.operator
         known = operator.A_dagger(measurement.seen(measurement.y))
-        if not bool(torch.isfinite(known).all()):
-            raise ConfigError(f"the pseudo-inverse of {name_of(operator)} gives values that are not finite: give it a "
-                              "larger rcond, such as 0.1, or take LDPS()")  # fmt: skip
+        largest = float(known.abs().max())
+        if not largest < BLOWN_UP:  # nor for NaN
+            raise ConfigError(f"the pseudo-inverse of {name_of(operator)} makes pixels of up to {largest:.3g} of this "
+                              "measurement, for it enlarges the noise, and PSLD would glue that in: give the operator "
+                              "a larger rcond, such as 0.1 (for motion and kernel blur with padding='circular'), or "
+                              "take LDPS() or STSL()")  # fmt: skip
         return known
 
     def tick(self, problem: Problem, state: State, memory: Any) -> Done:

@@ -40,8 +40,9 @@ class Ledger:
 class Tick(NamedTuple):
     """One tick of a run, as it is told to on_tick.
 
-    residual: [B] float64 on the CPU, |y - A(x)| of the picture that the tick predicted, in units of y.
-    state: what the tick led to.       prediction: x0 and eps that it used.
+    residual: [B] float64 on the CPU, |y - A(x)| in units of y of the last picture that the tick decoded for its data
+    loss (STSL: before its last inner step; P2L: before a projection).
+    state: what the tick led to.       prediction: x0 and eps that its last step used.
     """
 
     tick: int

@@ -10,7 +10,8 @@ has mean zero and takes variance away. It is no likelihood of second order, and 
 
 Source: Rout et al. 2024, "Beyond First-Order Tweedie: Solving Inverse Problems using Latent Diffusion", CVPR 2024,
 arXiv:2312.00852, equation 4 and algorithm 1, known to us from summaries only; there is no official code. What they
-leave open, lambda above all, is an option here, with a default that was tuned on `tiny-sd` (docs/restore.md).
+leave open, lambda above all, is an option here; its default, zeta = 0.2, was chosen on scenes of `tiny-sd` while the
+method was written (docs/restore.md has what it gives there).
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class STSL(Posterior):
     def paper_exact(cls, *, zeta: float, eta: float = 0.02, K: int = 5) -> STSL:
         """The literal reading: the squared residual, a unit probe, a constant eta.
 
-        zeta: lambda, of the order of 1 / sigma_y^2 in the article; its values per task are not known to us.
+        zeta: lambda, of the order of 1 / sigma_y^2 in the article, in whose pixels, from -1 to 1, that is
+        1 / (2 sigma_y)^2 of a Measurement's sigma_y; its values per task are not known to us.
         """
         return cls(zeta=zeta, eta=eta, K=K, weighting="squared", probe="unit", trace_weight="constant")
 

@@ -196,6 +196,21 @@ def test_composition():
         guess_of(object(), x)
 
 
+def test_composed_with_denoise_takes_what_the_other_part_has():
+    """Its pseudo-inverse and proximal step where it has them, conjugate gradients where it has but an adjoint."""
+
+    class Bare:
+        def A(self, x):
+            return 2.0 * x
+
+        A_adjoint = A
+
+    x, y = pictures(2), pictures(2)
+    for chain in (Composed(Denoise(), Bare()), Composed(Bare(), Denoise())):
+        assert torch.allclose(chain.A_dagger(y), y / 2.0)
+        assert torch.allclose(chain.prox_l2(x, y, 3.0), (x + 6.0 * y) / 13.0)
+
+
 def test_prox_that_does_not_converge_is_an_error():
     operator, x = MotionBlur(7), pictures(1)
     with pytest.raises(NumericsError, match=r"after 3 iterations.*residual is .* of the right side"):

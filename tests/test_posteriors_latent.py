@@ -8,7 +8,7 @@ import torch
 from fewstep.errors import ConfigError, IncompatibleError
 from fewstep.inverse.ldps import LDPS
 from fewstep.inverse.measurement import Measurement
-from fewstep.inverse.operators import Downsample, InpaintBox, KernelBlur
+from fewstep.inverse.operators import Downsample, GaussianBlur, InpaintBox, KernelBlur
 from fewstep.inverse.p2l import P2L
 from fewstep.inverse.psld import PSLD, _Measured
 from fewstep.inverse.restore import restore
@@ -234,6 +234,11 @@ def test_what_they_cannot_work_with(backbone):
     assert restore(backbone, y, P2L(steps=2, zeta=0.1, project_every=0)).x.isfinite().all()
     with pytest.raises(IncompatibleError, match="A_dagger"):
         restore(backbone, measured(operator=Duck()), PSLD(steps=2))
+    with pytest.raises(
+        ConfigError, match=r"pseudo-inverse of Gaussian blur .* pixels of up to .*larger rcond, such as"
+    ):
+        restore(backbone, measured(operator=GaussianBlur(1.0)), PSLD(steps=2))  # noise of 0.05 times up to 1e6
+    assert restore(backbone, measured(operator=GaussianBlur(1.0, rcond=0.1)), PSLD(steps=2, omega=0.1)).report.ticks
     still = Measurement(y.y, Downsample(1), 0.0)
     for method in (LDPS(steps=2, weighting="gaussian"), PSLD(steps=2, weighting="gaussian")):
         with pytest.raises(ConfigError, match="sigma_y"):

@@ -7,10 +7,11 @@ from fewstep.errors import IncompatibleError
 from fewstep.inverse.ldps import LDPS
 from fewstep.inverse.measurement import Measurement
 from fewstep.inverse.operators import JPEG
-from fewstep.inverse.p2l import P2L
+from fewstep.inverse.p2l import P2L, TEXT, _with_text
 from fewstep.inverse.psld import PSLD
 from fewstep.inverse.restore import restore
 from fewstep.inverse.stsl import STSL
+from fewstep.samplers import Level
 
 from .posterior_runs import CLOSE, METHODS, far, measured, tiny
 
@@ -119,25 +120,42 @@ def test_half_precision_networks(method):
         assert float((x - exact.x).square().mean().sqrt()) < 0.1  # of [0, 1]: bfloat16 has 8 bits
 
 
+@pytest.mark.parametrize("to_text", [False, True], ids=["state", "text"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_small_cotangents_survive_half_precision(dtype):
+def test_small_cotangents_survive_half_precision(dtype, to_text):
     """The trace term's is about 1e-6 for a picture of 512 pixels, where float16 has two digits left and then none.
 
-    The network's own weights are those of the half-precision one. Without the scaling float16 is wrong by more than
-    a tenth.
+    Back to the state and to the prompt's embedding, which P2L tunes. The network's own weights are those of the
+    half-precision one; autocast has float32 weights and the same sums. Without the scaling float16 is wrong by more
+    than a tenth.
     """
     torch.manual_seed(0)
     backbone, y = tiny(torch.float32), measured(dtype=torch.float32)
-    found = {}
-    for kind in (dtype, torch.float32):
-        backbone.pipe.to(dtype=kind)
+
+    def pulled(size: float, level: Level | None = None) -> torch.Tensor:
         problem, _ = STSL(steps=4)._pose(backbone, y, "", (0, 1))
         z = problem.normal(0, 0, torch.zeros(2, *backbone.latent_shape(16, 16)))
-        small = 1e-7 * torch.tensor([1.0, 0.1]).view(2, 1, 1, 1) * problem.normal(0, 1, z)
+        cotangent = size * torch.tensor([1.0, 0.1]).view(2, 1, 1, 1) * problem.normal(0, 1, z)
+        network, C = problem.network, problem.network.conditions["cond"][TEXT].float().requires_grad_()
+        if to_text:
+            network = _with_text(network, C)
         with backbone.for_gradients():
-            found[kind] = problem.evaluate(z, problem.level(0)).pull(eps=small)
-    each = (found[dtype] - found[torch.float32]).flatten(1).norm(dim=1) / found[torch.float32].flatten(1).norm(dim=1)
-    assert float(each.max()) < (0.03 if dtype == torch.float16 else 0.1)  # 11 and 8 bits through some ten layers
+            level = problem.level(0) if level is None else level
+            evaluation = problem.evaluate(z, level, network, leaf=C if to_text else None)
+            return evaluation.pull(x0=cotangent)
+
+    def off(found: torch.Tensor, exact: torch.Tensor) -> float:
+        return float(((found - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).max())
+
+    backbone.pipe.to(dtype=dtype)
+    far_out = Level(999, 1e-6, 1.0)  # d x0 / d eps = -1e6, beyond what float16 holds
+    found, large = pulled(1e-7), pulled(1.0, far_out)
+    backbone.pipe.to(dtype=torch.float32)
+    with torch.autocast("cpu", dtype):
+        inside = pulled(1e-7)
+    bound = 0.03 if dtype == torch.float16 else 0.1  # 11 and 8 bits through some ten layers
+    assert off(found, pulled(1e-7)) < bound and off(inside, pulled(1e-7)) < bound
+    assert off(large, pulled(1.0, far_out)) < bound
 
 
 def test_inside_inference_mode():

@@ -18,7 +18,8 @@ class Composed:
     """A x = second.A(first.A(x)).
 
     It is linear where both parts are; else A_adjoint, A_dagger and prox_l2 raise IncompatibleError. Where one part is
-    Denoise the other's A_dagger and prox_l2 are taken; otherwise both are by conjugate gradients (see `solve`).
+    Denoise the other's A_dagger and prox_l2 are taken, if it has them; otherwise they are by conjugate gradients (see
+    `solve`).
     iterations: of the pseudo-inverse.
     """
 
@@ -47,13 +48,13 @@ class Composed:
         return self.first.A_adjoint(self.second.A_adjoint(y))
 
     def A_dagger(self, y: Tensor) -> Tensor:
-        if (only := self._only()) is not None:
-            return only.A_dagger(y)
+        if (method := self._of_only("A_dagger")) is not None:
+            return method(y)
         return dagger_by_cg(self, y, self.iterations)
 
     def prox_l2(self, z: Tensor, y: Tensor, gamma: float | Tensor) -> Tensor:
-        if (only := self._only()) is not None:
-            return only.prox_l2(z, y, gamma)
+        if (method := self._of_only("prox_l2")) is not None:
+            return method(z, y, gamma)
         return prox_by_cg(self, z, y, gamma)
 
     def guess(self, y: Tensor) -> Tensor:
@@ -66,11 +67,12 @@ class Composed:
         method: Any = getattr(last, "observed", None)
         return None if method is None else method(y)
 
-    def _only(self) -> Any | None:
+    def _of_only(self, name: str) -> Any | None:
+        """The method of the one part that is not Denoise, if it has one."""
         require_linear(self, "a pseudo-inverse or proximal step")
         if isinstance(self.second, Denoise):
-            return self.first
-        return self.second if isinstance(self.first, Denoise) else None
+            return getattr(self.first, name, None)
+        return getattr(self.second, name, None) if isinstance(self.first, Denoise) else None
 
 
 def guess_of(operator: Any, y: Tensor) -> Tensor:
