@@ -3,10 +3,10 @@
     python -m fewstep.benchmarks.posteriors [--minutes N] [--seeds 6] [--samples 300] [--problems NAME ...]
         [--part 1/2] [--cache FOLDER] [--out FOLDER]
 
-Every problem has a Gaussian mixture for a prior and one measurement per seed (posteriors_problems); all samples of it
-are one batch through the classes that restore images, on the mixture's own network in place of a trained one. Beside
-them run the posterior's own exact network through `solve` (the oracle: what the steps cost), and exact draws (the
-floor: what a finite number of samples costs).
+Every problem has a Gaussian mixture for a prior and one measurement per seed (posteriors_problems; P1 has one for all);
+all samples of it are one batch through the classes that restore images, on the mixture's own network in place of a
+trained one. Beside them run the posterior's own exact network through `solve` (the oracle: what the steps cost), and
+exact draws (the floor: what a finite number of samples costs).
 
 Results are kept in the cache, one file per problem, seed and row. What does not fit into the minutes is left for the
 next call, and said; --minutes 0 writes the tables from what is there. Several processes may work on one cache (--part).
@@ -53,6 +53,8 @@ NOTES = (
     "benchmarks/posteriors_metrics.py; problems: benchmarks/posteriors_problems.py.",
     "NFE and backward: network rows for each sample. Step sizes were not tuned on these problems. Residuals of a norm "
     "are in the problem's own units, which are not those of pixels, so a published zeta is no more than a number here.",
+    "The intervals are over the seeds, which draw a measurement each, but on P1: there all have the same one, and the "
+    "intervals are of the sampling alone. (of n): the number exists for n of the seeds only.",
     "P2L needs a prompt to tune and is left out. The oracle of P3 is a mixture of the grid's cells.",
 )
 AFFINE_NOTE = (
@@ -124,15 +126,15 @@ def posed_of(name: str, seed: int) -> Posed:
     return PROBLEMS[name](seed)
 
 
-def work(folder: Path, todo: Sequence[tuple[str, Row, int]], samples: int, seconds: float) -> int:
-    """Measure what is missing; how many runs are left."""
-    end, left = time.monotonic() + seconds, 0
+def work(folder: Path, todo: Sequence[tuple[str, Row, int]], samples: int, seconds: float) -> dict[str, int]:
+    """Measure what is missing; how many runs of each problem are left."""
+    end, left = time.monotonic() + seconds, dict[str, int]()
     for name, row, seed in todo:
         path = _path(folder, name, row.name, seed, samples)
         if path.exists() or not applies(row, posed_of(name, seed)):
             continue
         if time.monotonic() > end:
-            left += 1
+            left[name] = left.get(name, 0) + 1
             continue
         z, cost = measured(row, posed_of(name, seed), samples)
         if row.name == "floor":
@@ -167,7 +169,9 @@ def affine(folder: Path, compute: bool = True) -> list[dict[str, Any]]:
     return found
 
 
-def report_of(folder: Path, problems: Sequence[str], seeds: int, samples: int, left: int, command: str) -> Any:
+def report_of(
+    folder: Path, problems: Sequence[str], seeds: int, samples: int, left: dict[str, int], command: str
+) -> Any:
     """Everything that is printed, from the cache."""
     found = {}
     for name, row, seed in jobs(problems, seeds):

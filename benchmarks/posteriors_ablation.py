@@ -68,7 +68,8 @@ def contrasts() -> list[tuple[str, str, Setting, Setting]]:
 def compared(
     found: Mapping[tuple[str, int], Mapping[str, Any]], seeds: int, interval: Callable[[list[float]], Any]
 ) -> list[dict[str, Any]]:
-    """A line per contrast that has been measured: values, and paired differences over the seeds both have.
+    """A line per contrast that has been measured: values, and paired differences over the seeds both have; the seeds
+    where one of them diverged are counted.
 
     found: (name of the setting, seed) -> metrics.       interval: of a list of numbers.
     """
@@ -79,6 +80,7 @@ def compared(
         if not pairs:
             continue
         line: dict[str, Any] = {"table": table, "change": change, "seeds": len(pairs)}
+        line["diverged"] = sum(bool(a and b) for a, b in both) - len(pairs)
         for key in SHOWN:
             line[key] = interval([a[key] for a, _ in pairs])
             line[f"{key} difference"] = interval([a[key] - b[key] for a, b in pairs])

@@ -8,7 +8,7 @@ P2  25 Gaussians on a grid of spacing 8, y = A x + n, A with random singular vec
 P3  the plane, y = |x| + n and y = x^2 + n; the posterior on a grid of cells
 P4  latents of d = 8 and pixels x = W z + b of 16 with orthonormal columns: latent methods end to end
 
-The truth is a draw of the prior, so that intervals can be checked.
+The truth is a draw of the prior, so that intervals can be checked; P1 has the measurement of its source, for all seeds.
 """
 
 from __future__ import annotations

@@ -15,15 +15,17 @@ METRICS = ("sw1", "sw2", "tv", "mean", "cov", "variance", "chi2", "cover", "w2")
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds and the half width of its 95 % interval; None where there is one seed."""
+    """A mean over seeds and the half width of its 95 % interval; None where there is one seed.       n: how many seeds
+    have the number: not those where a method left every mode that it is about, or diverged."""
 
     mean: float
     half: float | None
+    n: int
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     mean, _, high = mean_interval(values)
-    return Estimate(mean, high - mean if len(values) > 1 else None)
+    return Estimate(mean, high - mean if len(values) > 1 else None, len(values))
 
 
 Found = Mapping[tuple[str, str, int], Mapping[str, Any]]
@@ -52,7 +54,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     """The whole page."""
     lines = opening(report, "any number")
     if report["left"]:
-        lines += [f"Left out for lack of time: {report['left']} of the runs that were asked for.", ""]
+        runs = ", ".join(f"{count} of {name}" for name, count in report["left"].items())
+        lines += [f"Left out for lack of time: {sum(report['left'].values())} of the runs that were asked for "
+                  f"({runs}; how many seeds there are is in every line).", ""]  # fmt: skip
     lines += ["## One Gaussian, without sampling error", "", f"{report['affine_note']}\n"]
     lines += _affine(report["affine"])
     for problem in dict.fromkeys(line["problem"] for line in report["rows"]):
@@ -78,14 +82,20 @@ def _rows(mine: Sequence[Mapping[str, Any]]) -> list[str]:
     for line in mine:
         cost = [f"{line[key][0]:.0f}" if key in line else "-" for key in ("forward", "backward")]
         seeds = f"{line['seeds']}" + (f", {line['diverged']} diverged" if line["diverged"] else "")
-        body.append((line["label"], str(line["steps"] or "-"), *cost, seeds, *(shown(line.get(key)) for key in keys)))
+        cells = [_of_seeds(line.get(key), line["seeds"]) for key in keys]
+        body.append((line["label"], str(line["steps"] or "-"), *cost, seeds, *cells))
     return table(head, body)
+
+
+def _of_seeds(value: Estimate | None, seeds: int) -> str:
+    fewer = value is not None and value[2] < seeds
+    return f"{shown(value)} (of {value[2]})" if fewer and value is not None else shown(value)
 
 
 def _ablation(mine: Sequence[Mapping[str, Any]]) -> list[str]:
     head = ("change", "seeds", *(title for key in SHOWN for title in (key, "difference")))
     return table(head, [
-        (line["change"], str(line["seeds"]),
+        (line["change"], f"{line['seeds']}" + (f", {line['diverged']} diverged" if line["diverged"] else ""),
          *(cell for key in SHOWN for cell in (f"{line[key][0]:.3f}", shown(line[f"{key} difference"], sign=True))))
         for line in mine
     ])  # fmt: skip

@@ -18,14 +18,14 @@ FLOOR = next(row for row in ROWS if row.name == "floor")
 
 def test_runs_are_kept_and_what_is_left_is_counted(tmp_path):
     todo = [("P1 four modes", QUICK, 0), ("P1 four modes", FLOOR, 0)]
-    assert posteriors.work(tmp_path, todo, 20, 0.0) == 2 and not list(tmp_path.iterdir())
-    assert posteriors.work(tmp_path, todo, 20, 600.0) == 0
+    assert posteriors.work(tmp_path, todo, 20, 0.0) == {"P1 four modes": 2} and not list(tmp_path.iterdir())
+    assert posteriors.work(tmp_path, todo, 20, 600.0) == {}
     (quick,) = tmp_path.glob("*quick*")
     found = json.loads(quick.read_text(encoding="utf-8"))
     assert found["forward"] == 3 * 3 and found["backward"] == 3 * 3  # K (z and its probe) + 1, and 3 K with the trace
     assert len(list(tmp_path.iterdir())) == 2
     kept = quick.stat().st_mtime_ns
-    assert posteriors.work(tmp_path, todo, 20, 600.0) == 0 and quick.stat().st_mtime_ns == kept
+    assert posteriors.work(tmp_path, todo, 20, 600.0) == {} and quick.stat().st_mtime_ns == kept
 
 
 def test_a_run_that_diverges_is_a_row():
@@ -49,9 +49,9 @@ def test_every_setting_of_the_ablation_runs_once():
 
 
 def test_intervals_are_students():
-    assert estimate([2.0]) == (2.0, None)
-    mean, half = estimate([1.0, 2.0, 3.0])
-    assert mean == 2.0 and half == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+    assert estimate([2.0]) == (2.0, None, 1)
+    mean, half, n = estimate([1.0, 2.0, 3.0])
+    assert (mean, n) == (2.0, 3) and half == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
 
 
 def test_paired_differences_take_the_seeds_that_both_have():
@@ -59,19 +59,24 @@ def test_paired_differences_take_the_seeds_that_both_have():
     first_order = next(s for s in settings() if s.eta == 0.0 and s.K == 5 and s.init == "noise")
     values |= {(first_order.name, s): {"sw1": 0.5 + s, "tv": 0.1, "variance": 1.0, "chi2": 1.0} for s in range(2)}
     (line,) = compared(values, 3, estimate)
-    assert line["change"] == "eta 0.02" and line["seeds"] == 2 and line["sw1 difference"] == (0.5, 0.0)
+    assert line["change"] == "eta 0.02" and line["seeds"] == 2 and line["sw1 difference"] == (0.5, 0.0, 2)
+    assert line["diverged"] == 0
+    values[first_order.name, 2] = {"diverged": "at step 3"}
+    (line,) = compared(values, 3, estimate)
+    assert (line["seeds"], line["diverged"]) == (2, 1)
 
 
 def test_the_page_says_what_was_measured():
     found = {("P1 four modes", "floor", s): {"sw1": 0.25, "tv": 0.05, "chi2": 1.0} for s in range(2)}
     found["P1 four modes", "stsl", 0] = {"diverged": "at step 3"}
+    found["P1 four modes", "floor", 1]["tv"] = float("nan")  # such as the error in modes that were all left
     rows = summaries(["P1 four modes"], ROWS, found, 2)
     report = {
         "title": "T", "command": "c", "notes": [], "machine": machine(busy=False), "versions": {}, "gates": ["g"],
-        "left": 7, "affine_note": "", "rows": rows, "ablation": [],
+        "left": {"P0 unit": 3, "P1 four modes": 4}, "affine_note": "", "rows": rows, "ablation": [],
         "affine": [{"prior": "unit", "steps": 250, "sampler": "TMPD", "exact": 0.1, "dps": 0.2}],
         "ablation_note": "", "ablation_problem": "P",
     }  # fmt: skip
     page = markdown(report)
-    assert "| floor: exact draws | - | - | - | 2 | 0.25 ± 0.00 | 0.05 ± 0.00 | 1.00 ± 0.00 |" in page
-    assert "1, 1 diverged" in page and "7 of the runs" in page
+    assert "| floor: exact draws | - | - | - | 2 | 0.25 ± 0.00 | 0.05 (of 1) | 1.00 ± 0.00 |" in page
+    assert "1, 1 diverged" in page and "7 of the runs that were asked for (3 of P0 unit, 4 of P1 four modes" in page
