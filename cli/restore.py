@@ -24,7 +24,7 @@ Examples:
   fewstep restore small.png --operator sr:factor=4 --noise-std 0.02
   fewstep restore photo.png --operator inpaint-box --simulate --samples 4
   fewstep restore scratched.png --operator mask:file=scratches.png,known=black
-  fewstep restore blurred/ --operator blur-motion:seed=3 --method psld -o sharp
+  fewstep restore clean/ --operator blur-motion:seed=3 --simulate -o compared
   fewstep restore photo.png --operator jpeg:quality=10 -p "a red circle"
   fewstep restore --operator help
 
