@@ -13,8 +13,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
-from fewstep.cli import png, record, restore_record
-from fewstep.errors import NumericsError
+from fewstep.cli import png
 from fewstep.inverse.measurement import Measurement
 from fewstep.inverse.metrics import psnr, ssim
 from fewstep.inverse.operators import Downsample
@@ -202,42 +201,6 @@ def test_json_and_no_metadata(cli, model):
     assert again == image | {"status": "kept"}
 
 
-def test_metadata_are_written_and_taken_away_where_that_is_asked_for(cli, model):
-    """The same pixels: what is there with metadata is not what --no-metadata makes, nor the other way round."""
-    how = ("restore", draw("a.png"), "-m", model, "--operator", "sr:factor=2", *QUICK, "--no-side-by-side")
-    file = Path(cli(*how)[1].strip())
-    first, bare = pixels(file), (*how, "--no-metadata")
-    for words, has in ((bare, False), (how, True), (bare, False)):
-        code, out, err = cli(*words)
-        assert code == 0 and out.strip() == str(file) and "there already" not in err
-        assert ("fewstep" in png.read_text(file).texts) == has and np.array_equal(pixels(file), first)
-        assert "there already" in cli(*words)[2]
-
-
-def test_samples_of_other_versions_are_not_mixed_without_a_word(cli, model, monkeypatch):
-    how = ("restore", draw("a.png"), "-m", model, "--operator", "sr:factor=2", *QUICK, "--samples")
-    here = record.versions()
-    monkeypatch.setattr(record, "versions", lambda: here | {"torch": "1.0"})
-    monkeypatch.setattr(restore_record, "versions", record.versions)
-    assert cli(*how, 1)[0] == 0
-    monkeypatch.setattr(record, "versions", lambda: here)
-    assert "warning" not in cli(*how, 1)[2]  # nothing is made
-    assert "warning: what is there was made with other versions (torch 1.0)" in cli(*how, 2)[2]
-
-
-def test_a_sample_that_fails_leaves_the_mean_out_and_says_so(cli, model, monkeypatch):
-    def second_fails(*arguments, seeds, **options):
-        if 1 in seeds:
-            raise NumericsError("STSL diverged")
-        return restore(*arguments, seeds=seeds, **options)
-
-    monkeypatch.setattr("fewstep.inverse.restore.restore", second_fails)
-    how = ("restore", draw("a.png"), "-m", model, "--operator", "sr:factor=2", *QUICK, "--samples", 3)
-    code, out, err = cli(*how)
-    assert code == 3 and len(out.split()) == 2
-    assert "what is made of all samples is not written, since 1 of 3 failed" in err
-
-
 def test_a_measurement_without_noise_and_checkpoints(cli, model):
     source = draw("a.png")
     how = ("restore", source, "-m", model, "--operator", "sr:factor=2", "--simulate", *QUICK, "--noise-std", 0)
@@ -288,20 +251,6 @@ def test_options_from_a_file_and_a_dry_run(cli, model):
     assert code == 3 and "a.png" in out
     code, out, err = cli("restore", "a.png", "--operator", "denoise", "--method", "pigdm", "--dry-run")
     assert (code, out) == (2, "") and "pigdm needs a model whose states are pixels, and tiny-sd has an auto" in err
-
-
-def test_equal_pictures_and_transparent_ones_are_named(cli, model):
-    for folder in ("x", "y"):
-        Path(folder).mkdir()
-        draw(f"{folder}/a.png")
-    rgba = np.full((16, 16, 4), 255, np.uint8)
-    rgba[:4, :, 3] = 0
-    Image.fromarray(rgba).save("hole.png")
-    how = ("restore", "x/a.png", "y/a.png", "hole.png", "-m", model, "--operator", "denoise", "--dry-run")
-    code, out, err = cli(*how)
-    assert code == 0 and out.count("picture ") == 2
-    assert "1 of 3 pictures have name and contents of another one" in err
-    assert "warning: hole.png is transparent in places, which become white: measured, not missing" in err
 
 
 def test_models_of_pixels(cli, tmp_path):
