@@ -32,7 +32,7 @@ from .pixels import loss_unit
 from .posterior import Done, Posterior
 from .problem import Problem
 
-BLOWN_UP = 10.0  # pixels are from 0 to 1
+BLOWN_UP = 10.0  # pixels are from 0 to 1; the states of a closed-form prior have no range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class PSLD(Posterior):
         measurement, operator = problem.measurement, problem.measurement.operator
         known = operator.A_dagger(measurement.seen(measurement.y))
         largest = float(known.abs().max())
-        if not largest < BLOWN_UP:  # nor for NaN
+        if not largest < (BLOWN_UP if problem.pixel_range == 2.0 else float("inf")):  # NaN is not below either
             raise ConfigError(f"the pseudo-inverse of {name_of(operator)} makes pixels of up to {largest:.3g} of this "
                               "measurement, for it enlarges the noise, and PSLD would glue that in: give the operator "
                               "a larger rcond, such as 0.1 (for motion and kernel blur with padding='circular'), or "

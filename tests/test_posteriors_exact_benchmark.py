@@ -10,6 +10,7 @@ from fewstep.benchmarks.posteriors_ablation import BASE, compared, settings
 from fewstep.benchmarks.posteriors_methods import ROWS, Row, applies, measured, restored
 from fewstep.benchmarks.posteriors_problems import PROBLEMS
 from fewstep.benchmarks.posteriors_report import estimate, markdown, summaries
+from fewstep.inverse.psld import PSLD
 from fewstep.inverse.stsl import STSL
 
 QUICK = Row("quick", "STSL in 3 steps", restored(STSL(steps=3, K=1, zeta=0.1)), 3)
@@ -32,6 +33,13 @@ def test_a_run_that_diverges_is_a_row():
     z, cost = measured(Row("far", "", restored(STSL(steps=4, K=2, zeta=1e9, weighting="squared")), 4),
                        PROBLEMS["P1 four modes"](0), 5)  # fmt: skip
     assert z is None and "diverged at step" in cost["diverged"]
+
+
+def test_psld_takes_states_of_any_size_where_they_are_no_pixels():
+    posed = PROBLEMS["P2 (8, 1)"](1)
+    y = posed.measurement
+    assert float(y.operator.A_dagger(y.y).abs().max()) > 10.0
+    assert measured(Row("psld", "", restored(PSLD(steps=2, omega=0.1)), 2), posed, 2)[0] is not None
 
 
 LINEAR = {"tmpd-1000", "tmpd-100", "pigdm-1000", "pigdm-100", "psld-0.1"}
