@@ -21,7 +21,7 @@ from .restore_rows import MAIN, Settings, every_row
 
 COUNT = 8  # scenes
 ZOOM, GAP, TOP, BELOW = 1.5, 6, 30, 18
-SHOWN = ("stsl-1x", "ldps-1x", "psld-1x", "p2l-1x", "ldps-4x", "psld-4x", "p2l-8x")
+SHOWN = ("stsl-1x", "ldps-1x", "psld-1x", "p2l-1x", "ldps-4x", "psld-4x", "psld-4x-divided", "p2l-8x")
 
 
 class Column(NamedTuple):
@@ -66,7 +66,8 @@ def method_columns(folder: Path, settings: Settings, task: Task) -> list[Column]
         m = None if row is None else collected(folder, row)
         if row is not None and m is not None and row.kind in MAIN:
             images = np.nan_to_num(m.x[:COUNT]).transpose(0, 2, 3, 1)
-            columns.append(Column(row.label, images, _words(m.psnr[:COUNT], m.accepted[:COUNT])))
+            title = row.label.partition(",")[0] + f" {row.budget}x divided" if row.divided else row.label
+            columns.append(Column(title, images, _words(m.psnr[:COUNT], m.accepted[:COUNT])))
     return columns
 
 
