@@ -31,7 +31,7 @@ NOTES = (
     f"1x is {FORWARDS} raw network forwards an image, what STSL takes in 50 steps with K = 5. Settings are the best of "
     "eight by mean PSNR at 1x on four other scenes, for every method and task; the same setting is used at 2x, 4x, 8x: "
     "more steps of the same size then follow the data further. Rows called divided have 4x the steps of a quarter. All "
-    "methods begin from the first guess with noise, which is STSL's way; PSLD and P2L were published from noise alone. "
+    "methods begin from the first guess with noise, which is STSL's way; PSLD's released code begins from noise alone. "
     "Differences are the row's number less STSL's on the same picture, mean with 95 % interval: Student's, and for the "
     "judge the score interval of matched proportions, in points of a hundred. 16 pictures are few: an interval that "
     "holds 0 shows nothing.",

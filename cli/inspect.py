@@ -120,7 +120,7 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
     missing += [f"the picture {record.image_name(fields)}"] if "init_image" in fields else []
     if missing:
         lines["note"] = f"put the path of {', of '.join(missing)} into the command"
-    changed = [name for name, number in record.versions().items() if name in made_with and made_with[name] != number]
+    changed = record.changed(made_with)
     if changed:
         lines["changed"] = f"{', '.join(changed)} here are of other versions, so pixels may differ slightly"
     return lines

@@ -144,18 +144,18 @@ def _recognise(
     """The log line of a picture as this command makes it; None for one of ours that it makes again.
 
     A picture says itself what it is; one without metadata is in the log, with its digest. In a folder the command makes
-    its own pictures again that have metadata where it writes none, or none where it does, or were computed with others.
-    A single file that was named may be any picture of ours.       Errors: ConfigError for every other file.
+    its own pictures again that have metadata where it writes none, or none where it does. A single file that was named
+    may be any picture of ours.       Errors: ConfigError for every other file.
     """
     fields, expected = _record_of(path), settings.expected(item)
     logged = line is not None and is_whole(line.get("nfe"), 1, 1 << 53) and line.get("sha256") == _digest(path)
     told = fields if fields is not None else line if logged else None
     if told is None:
         raise in_the_way(path, "fewstep")
-    if expected.items() <= told.items() and (fields is not None) == settings.metadata:
+    same = expected.items() <= told.items()
+    if same and (fields is not None) == settings.metadata:
         return told if fields is None else log_line(path, fields)
-    alike = {key: value for key, value in expected.items() if key != "batch"}
-    if not named and not alike.items() <= told.items():
+    if not (named or same):
         raise in_the_way(path, "this command")
     return None
 

@@ -74,6 +74,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def changed(made_with: dict[str, str]) -> list[str]:
+    """Names of what is here in another version than a picture was made with."""
+    return [name for name, number in versions().items() if made_with.get(name, number) != number]
+
+
 def texts(fields: dict[str, Any]) -> dict[str, str]:
     """The text chunks of a PNG."""
     return {"parameters": parameters(fields), KEY: json.dumps(fields, sort_keys=True, allow_nan=False)}

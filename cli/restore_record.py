@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from . import checks
-from .record import pair, quoted, versions
+from .record import changed, pair, quoted, versions
 from .record_check import FORMAT, is_file, is_model, is_text, is_whole, whole
 from .restore_settings import Job
 from .settings import Item
@@ -48,6 +48,7 @@ def record(job: Job, item: Item, found: Found) -> dict[str, Any]:
         "height": found.height,
         "width": found.width,
         "device": found.device,
+        "batch": job.together(item),
         "nfe": found.cost["forward"],
         "cost": dict(found.cost),
         "residual": found.residual,
@@ -124,9 +125,8 @@ def describe(fields: dict[str, Any]) -> dict[str, str]:
     missing = [f"the picture {input_name(fields)}"] + (["the file of the operator"] if digest else [])
     missing += [f"the local {model['kind']} {model['name']}"] if model["kind"] in ("folder", "file") else []
     lines["note"] = f"put the path of {', of '.join(missing)} into the command"
-    changed = [name for name, number in versions().items() if fields["versions"].get(name, number) != number]
-    if changed:
-        lines["changed"] = f"{', '.join(changed)} here are of other versions, so pixels may differ slightly"
+    if other := changed(fields["versions"]):
+        lines["changed"] = f"{', '.join(other)} here are of other versions, so pixels may differ slightly"
     return lines
 
 

@@ -223,8 +223,7 @@ def made_otherwise(made: Sequence[Made]) -> str:
     for one in made:
         for index in one.outcome.kept:
             theirs = one.outcome.lines[index].get("versions", {})
-            found |= {f"{name} {theirs[name]}": None for name, number in record.versions().items()
-                      if theirs.get(name, number) != number}  # fmt: skip
+            found |= {f"{name} {theirs[name]}": None for name in record.changed(theirs)}
     return ", ".join(found)
 
 

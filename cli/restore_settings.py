@@ -145,7 +145,6 @@ class Job:
             "input": self.source.identity(),
             **self.settings.identity,
             "seed": item.seed,
-            "batch": self.together(item),
         }
 
     @property

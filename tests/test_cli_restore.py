@@ -160,10 +160,10 @@ def test_batches_seeds_and_names(cli, model):
     more = cli(*how, "--samples", 4)
     assert "3 of 4 pictures are there already" in more[2]
     before = [Path(file).read_bytes() for file in together[:3]]
-    _, out, err = cli(*how, "--samples", 4, "--batch-size", 2)  # the third is no longer alone in its batch
-    assert "2 of 4 pictures are there already" in err and out.split()[:3] == together[:3]
-    assert [Path(file).read_bytes() for file in together[:2]] == before[:2]
-    assert fields_of(together[2])["batch"] == {"size": 2, "row": 0, "seed": 2}
+    _, out, err = cli(*how, "--samples", 4, "--batch-size", 2)  # the third was alone in its batch, and stays
+    assert "3 of 4 pictures are there already" in err and out.split()[:3] == together[:3]
+    assert [Path(file).read_bytes() for file in together[:3]] == before
+    assert fields_of(out.split()[3])["batch"] == {"size": 2, "row": 1, "seed": 2}
     other = cli(*how, "--noise-seed", 1)[1].split()
     assert other[0] not in alone and not np.array_equal(pixels(other[0]), pixels(alone[0]))
 
