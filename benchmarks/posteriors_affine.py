@@ -30,7 +30,8 @@ from ..inverse.posterior import Done, Posterior
 from ..inverse.problem import Problem
 from ..models.gaussian_mixture import GaussianMixture
 from ..models.mixture_backbone import MixtureBackbone, MixtureNetwork
-from ..samplers import GRIDS, Level, Solver, State, trace
+from ..samplers import Level, Solver, State, trace
+from ..samplers.solver_config import grid_of, solver_of
 from .posteriors_metrics import Moments
 from .posteriors_operators import LinearMap
 
@@ -52,7 +53,7 @@ class Unguided(Posterior):
     """The network alone: with the exact posterior's network it is the oracle."""
 
     steps: int = 1000
-    solver: Solver = ANCESTRAL
+    solver: Solver | str = ANCESTRAL
 
     step_size: ClassVar[str] = "steps"
 
@@ -70,7 +71,9 @@ def propagate(
     """
     d = backbone.prior.dimension
     n = d + 2
-    table = trace(posterior.solver, GRIDS[posterior.grid](backbone.schedule, posterior.steps), backbone.schedule)
+    table = trace(
+        solver_of(posterior.solver), grid_of(posterior.grid)(backbone.schedule, posterior.steps), backbone.schedule
+    )
     network = backbone.network() if network is None else network
     problem = Problem(backbone, measurement.images(n), network, table, tuple(range(n)), 1.0)
     problem.tape = ProbeTape()  # type: ignore[assignment]

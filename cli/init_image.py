@@ -73,7 +73,9 @@ def _decoded(data: bytes, location: str, option: str) -> tuple[Image, bool]:
         text = str(error)
         raise ConfigError(text if text.startswith(option) else f"{what}: {text}") from None
     except UnidentifiedImageError:
-        raise ConfigError(f"{what} is no picture that can be read: expected PNG, JPEG or WebP") from None
+        raise ConfigError(
+            f"{what} is no picture that can be read: expected PNG, JPEG, WebP, TIFF or the like"
+        ) from None
     except Image.DecompressionBombError:
         raise ConfigError(f"{what} is too large: at most {MAX_PIXELS:,} pixels") from None
     except (OSError, ValueError, SyntaxError, LookupError, TypeError, ArithmeticError, EOFError, MemoryError) as error:

@@ -19,6 +19,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SMALL = 1 << 26  # files up to 64 MB are hashed whole
 _BLOCK, _BLOCKS = 1 << 16, 64
 _MAX_CONFIG = 1 << 20
+_OF_PIXELS = ("DDPMPipeline", "DDIMPipeline")
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,26 @@ def _check_file(path: Path) -> None:
     head_length(path, "--model")
 
 
+def is_of_pixels(ref: ModelRef) -> bool:
+    """Whether a local folder's model has no autoencoder: it makes pixels, without text."""
+    return ref.kind == "folder" and _index(Path(ref.location)).get("_class_name") in _OF_PIXELS
+
+
+def channels_of(ref: ModelRef) -> Any:
+    """Of the pictures of a model of pixels, as its config says."""
+    return _config(Path(ref.location) / "unet").get("in_channels")
+
+
 def size_multiple(ref: ModelRef) -> int | None:
     """What sizes must be a multiple of, if a local folder's configs say so."""
-    return _resolutions(Path(ref.location) / "vae") if ref.kind in ("embedded", "folder") else None
+    part = "unet" if is_of_pixels(ref) else "vae"
+    return _resolutions(Path(ref.location) / part) if ref.kind in ("embedded", "folder") else None
 
 
 def least_side(ref: ModelRef) -> int | None:
     """The smallest height or width, if a local folder's configs say so."""
     factor = size_multiple(ref)
-    return factor and factor * (_resolutions(Path(ref.location) / "unet") or 1)
+    return factor if is_of_pixels(ref) else factor and factor * (_resolutions(Path(ref.location) / "unet") or 1)
 
 
 def default_size(ref: ModelRef) -> tuple[int, int] | None:
@@ -143,7 +155,8 @@ def default_size(ref: ModelRef) -> tuple[int, int] | None:
     sides: list[Any] = side if isinstance(side, list) else [side, side]
     if factor is None or len(sides) != 2 or not all(isinstance(s, int) and 0 < s <= 8192 for s in sides):
         return None
-    return sides[0] * factor, sides[1] * factor
+    unit = 1 if is_of_pixels(ref) else factor  # of a state
+    return sides[0] * unit, sides[1] * unit
 
 
 def check_size(ref: ModelRef, height: int | None, width: int | None) -> None:
@@ -169,10 +182,18 @@ def _resolutions(part: Path) -> int | None:
 
 def _config(part: Path) -> dict[str, Any]:
     """The config of a part of a pipeline; empty where there is none that can be read."""
+    return _object(part / "config.json")
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    return _object(folder / "model_index.json")
+
+
+def _object(path: Path) -> dict[str, Any]:
     try:
-        if (part / "config.json").stat().st_size > _MAX_CONFIG:
+        if path.stat().st_size > _MAX_CONFIG:
             return {}
-        value = json.loads((part / "config.json").read_bytes())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

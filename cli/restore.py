@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .restore_run import Made, Runner
     from .restore_settings import RestoreSettings
 
+LARGE = 0.5  # noise that leaves little of a picture
+
 EXAMPLES = """\b
 Examples:
   fewstep restore small.png --operator sr:factor=4 --noise-std 0.02
@@ -73,10 +75,11 @@ def restore(
     from .restore_inputs import find_inputs
     from .restore_settings import RestoreSettings, jobs_of, run_of
 
-    if operator == "help" or method == "help":
-        for line in operators_listed() if operator == "help" else methods_listed():
-            emit(line)
-        return 0
+    for text, listed in ((operator, operators_listed), (method, methods_listed)):
+        if text is not None and text.rpartition(":")[2] == "help":
+            for line in listed():
+                emit(line)
+            return 0
     checks.one_of("--format", format, checks.FORMATS)
     if not input:
         find_inputs(input)  # raises: what to restore comes first
@@ -125,6 +128,11 @@ def _notes(console: Console, settings: RestoreSettings, inputs: Inputs, jobs: in
         if one.transparent:
             mask = "" if settings.simulate else ": measured, not missing (--operator mask:file=... says what is)"
             console.warn(f"{printable(Path(one.location).name)} is transparent in places, which become white{mask}")
+    if settings.noise_std > LARGE:
+        console.warn(
+            f"--noise-std {settings.noise_std:g} is more than half of what pixels range over, 0 to 1: the picture "
+            f"hardly counts ({settings.noise_std:g} of 255 is {settings.noise_std / 255:.3g})"
+        )
     scale = settings.method.method.guidance_scale
     if scale > 1.0 and not settings.prompt:
         console.note(f"--guidance-scale {scale:g} without --prompt pays twice to be guided by the empty prompt; "
@@ -149,17 +157,18 @@ def _ended(runner: Runner, made: Sequence[Made], inputs: Inputs, whole: Target, 
 def _dry_run(settings: RestoreSettings, made: Sequence[Made], inputs: Inputs, format: str) -> int:
     from ..samplers.backbones import check_model
     from .plan import usable_device
-    from .restore_pose import frame_of_ref
+    from .restore_pose import check_levels, frame_of_ref
     from .restore_run import described
 
     device = usable_device(settings.device)
     check_model(settings.model.location)
+    check_levels(settings)
     frame = frame_of_ref(settings.model)
-    unknown = ["its size is known once the model is loaded"] * len(made)
-    told = unknown if frame is None else described(made, frame, _sized)
+    told = [{} for _ in made] if frame is None else described(made, frame, _facts)
     code = 3 if inputs.broken or any(one.refused is not None for one in made) else 0
     if format == "json":
-        images = [image for one in made if one.refused is None for image in _planned(one)]
+        pairs = [(one, facts) for one, facts in zip(made, told, strict=True) if one.refused is None]
+        images = [image | facts for one, facts in pairs for image in _planned(one)]
         unfit = [str(one.refused) for one in made if one.refused is not None]
         found = {"dry_run": True, **settings.identity, "images": images}
         emit(json.dumps({**found, "broken": [*(why for _, why in inputs.broken), *unfit]}, allow_nan=False))
@@ -169,11 +178,11 @@ def _dry_run(settings: RestoreSettings, made: Sequence[Made], inputs: Inputs, fo
     emit(f"{'model':<10} {settings.model.name} ({settings.model.kind}), {settings.dtype} on {device}")
     emit(f"{'operator':<10} {settings.operator.text}, noise {settings.noise_std:g} ({source})")
     emit(f"{'method':<10} {settings.method.name}: {method}")
-    for one, words in zip(made, told, strict=True):
+    for one, facts in zip(made, told, strict=True):
         if one.refused is not None:
             emit(f"{'broken':<10} {one.refused}")
             continue
-        emit(f"{'picture':<10} {one.job.source.location}: {words}")
+        emit(f"{'picture':<10} {one.job.source.location}: {_words(facts)}")
         for image in _planned(one):
             emit(f"{'':<10} {image['file']}{' (there already)' if image['there'] else ''}")
     return code
@@ -187,11 +196,17 @@ def _planned(one: Made) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _sized(posed: Posed) -> str:
-    more = [text for text in (posed.note, posed.warning) if text is not None]
-    return "; ".join(
-        [f"{posed.width}x{posed.height} pixels, {int(posed.measurement.count[0]):,} numbers measured", *more]
-    )
+def _facts(posed: Posed) -> dict[str, Any]:
+    notes = [text for text in (posed.note, posed.warning) if text is not None]
+    measured = int(posed.measurement.count[0])
+    return {"height": posed.height, "width": posed.width, "measured": measured, "notes": notes}
+
+
+def _words(facts: dict[str, Any]) -> str:
+    if not facts:
+        return "its size is known once the model is loaded"
+    size = f"{facts['width']}x{facts['height']} pixels, {facts['measured']:,} numbers measured"
+    return "; ".join([size, *facts["notes"]])
 
 
 def _report(runner: Runner, made: Sequence[Made], inputs: Inputs, whole: Target) -> dict[str, Any]:

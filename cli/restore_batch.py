@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FewstepError, NumericsError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from ..inverse.report import Restoration, Tick
     from ..samplers.backbones import Backbone
+
+
+COARSE = 0.05  # root mean square of y - A(x), pixels from 0 to 1
 
 
 def restored(
@@ -81,30 +84,45 @@ def quality_of(found: Restoration, posed: Posed, row: int) -> dict[str, Any]:
     return {key: value if value is None or math.isfinite(value) else None for key, value in values.items()}
 
 
-def unexplained(chi2: float | None, posed: Posed) -> bool:
-    """Whether a picture is far from its measurement, by more than chance: chi^2 varies by sqrt(2 / m) of m numbers."""
-    return chi2 is not None and chi2 > 1.5 + 5.0 * math.sqrt(2.0 / int(posed.measurement.count[0]))
+def unexplained(fields: Mapping[str, Any], posed: Posed) -> str | None:
+    """Why a picture is far from its measurement, by more than chance: chi^2 varies by sqrt(2 / m) of m numbers.
+
+    Without noise there is no chance; what an autoencoder cannot show is below `COARSE`.
+    """
+    chi2, residual = fields["chi2"], fields["residual"]
+    if chi2 is None:
+        far = residual is not None and posed.measurement.sigma_y == 0.0 and residual > COARSE
+        return f"residual {residual:.3f}, and there is no noise" if far else None
+    far = chi2 > 1.5 + 5.0 * math.sqrt(2.0 / int(posed.measurement.count[0]))
+    return f"chi^2 {chi2:.2f}, and about 1 would be right" if far else None
 
 
 def what_else(job: Job, text: str) -> str:
     """What to do where no seed gives a picture that explains its measurement.       text: as in `with_hint`."""
     s = job.settings
-    hint = None if s.method.values.get("weighting") == "polyak" else smaller_step(s.method, text)
+    hint = None if s.method.values.get("weighting") == "polyak" else gentler(s.method, text)
     step = "" if hint is None else f"--method {hint} may be better, or "
     return f"{step}--noise-std is too small, or {s.model.name} cannot show it"
 
 
 def with_hint(error: NumericsError, job: Job, text: str, together: int) -> str:
     """The error, with what to type.       text: the --method that was given, whose other keys stay."""
-    hint = smaller_step(job.settings.method, text)
+    hint = gentler(job.settings.method, text)
     alone = "; --batch-size 1 keeps the others of its batch" if together > 1 else ""
     return f"{error}{'' if hint is None else f': --method {hint}'}{alone}"
 
 
-def smaller_step(ref: MethodRef, text: str) -> str | None:
-    """`text` with a quarter of its step size, or the method's own if that is less; None if there is no such number."""
+def gentler(ref: MethodRef, text: str) -> str | None:
+    """`text` with what the method itself has against divergence, else with a quarter of its step size, or the method's
+    own if that is less; None if there is no such number."""
     from ..inverse.named import canonical, fields_of, method_of
 
+    kept = [part for part in canonical(text or ref.name).partition(":")[2].split(",") if part]
+    for key, value in ref.method.gentler.items():
+        if ref.values[key] != value:
+            return (
+                f"{ref.name}:{','.join([*(part for part in kept if part.partition('=')[0] != key), f'{key}={value}'])}"
+            )
     key = ref.method.step_size
     value, usual = ref.values.get(key), fields_of(method_of(ref.name)).get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value:
@@ -112,6 +130,4 @@ def smaller_step(ref: MethodRef, text: str) -> str | None:
     value = value / 4
     if isinstance(usual, int | float) and 0 < usual < value:
         value = usual
-    options = canonical(text or ref.name).partition(":")[2]
-    kept = [part for part in options.split(",") if part and part.partition("=")[0] != key]
-    return f"{ref.name}:{','.join([*kept, f'{key}={value:g}'])}"
+    return f"{ref.name}:{','.join([*(part for part in kept if part.partition('=')[0] != key), f'{key}={value:g}'])}"

@@ -10,7 +10,8 @@ from ..errors import ConfigError, FewstepError
 from .checks import MAX_SIDE
 from .model_ref import ModelRef, default_size, least_side, size_multiple
 from .operator_ref import OperatorRef
-from .restore_settings import Job
+from .plan import broken, schedule_of
+from .restore_settings import Job, RestoreSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,20 @@ def frame_of_ref(ref: ModelRef) -> Frame | None:
 def frame_of(backbone: Any, name: str) -> Frame:
     """Of a loaded model, which has the last word on sizes by `check_size`."""
     return Frame(name, backbone.size_multiple, backbone.size_multiple, backbone.default_size)
+
+
+def check_levels(settings: RestoreSettings) -> None:
+    """Lays the run out, as far as a scheduler's config tells: ConfigError for a grid or solver that it cannot have."""
+    from ..samplers import trace
+    from ..samplers.solver_config import grid_of, solver_of
+
+    method = settings.method.method
+    noise, _ = schedule_of(settings.model)
+    with broken(settings.model):
+        try:
+            trace(solver_of(method.solver), grid_of(method.grid)(noise, method.steps), noise)
+        except FewstepError as error:
+            raise type(error)(f"--method {settings.method.name}, grid {method.grid}: {error}") from None
 
 
 def pose(job: Job, frame: Frame) -> Posed:

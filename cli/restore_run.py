@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FewstepError, IncompatibleError, NumericsError
+from ..errors import FewstepError, NumericsError
 from ..files import write_atomic
 from . import output, png, record, restore_record
 from .console import Console, emit
@@ -15,8 +15,8 @@ from .load import commit_of, warn_of_long_prompts
 from .plan import broken, usable_device
 from .restore_batch import quality_of, restored, shown, unexplained, what_else, with_hint
 from .restore_pictures import beside_there, naming, paths_beside, posed_again, write_beside
-from .restore_pose import Frame, Posed, frame_of, frame_of_ref, pose
-from .restore_settings import Job, JobTarget, RestoreSettings
+from .restore_pose import Frame, Posed, check_levels, frame_of, frame_of_ref, pose
+from .restore_settings import Job, JobTarget, RestoreSettings, check_colours
 from .run import Outcome, complete_log, log_picture
 from .settings import Item
 
@@ -57,6 +57,7 @@ class Runner:
     method: str = ""
     loading: float = 0.0
     restoring: float = 0.0
+    advised: bool = False
 
     def run(self, made: list[Made]) -> None:
         """Make what is missing of all jobs."""
@@ -70,12 +71,14 @@ class Runner:
                 self.console.warn(f"what is there was made with other versions ({changed}), so it may differ slightly "
                                   "from what is made now; to have all made alike, choose another --output")  # fmt: skip
         frame = frame_of_ref(self.settings.model)
-        if frame is not None:
-            _check_sizes(made, frame)  # before any weight is read
+        if frame is not None:  # before any weight is read
+            check_levels(self.settings)
+            _check_sizes(made, frame)
         try:
             backbone = self._load(made[0].target) if any(one.todo for one in made) else None
             if backbone is not None:
-                _check_colours(backbone, self.settings.model.name)
+                if backbone.family == "unet2d":
+                    check_colours(backbone.latent_shape(*backbone.default_size)[0], self.settings.model.name)
                 frame = frame_of(backbone, self.settings.model.name) if frame is None else frame
             self._jobs(made, backbone, frame)
         except KeyboardInterrupt:
@@ -186,11 +189,14 @@ class Runner:
             bar.clear()
             told = restore_record.quality(fields)
             self.console.note(f"{one.job.name}, seed {item.seed}: {told}, {seconds:.1f} s")
-            if unexplained(fields["chi2"], posed):
-                self.console.note(
-                    "this picture does not explain its measurement (chi^2 would be about 1): try another --seed, or "
-                    f"--samples; if all are so, {what_else(one.job, self.method)}"
-                )
+            if why := unexplained(fields, posed):
+                self._warn(one.job, f"{one.job.name}, seed {item.seed}, does not explain its measurement ({why})")
+
+    def _warn(self, job: Job, what: str) -> None:
+        """What can be done stands behind the first such warning alone."""
+        advice = f": try another --seed, --samples, or more --steps; if all are so, {what_else(job, self.method)}"
+        self.console.warn(what if self.advised else what + advice)
+        self.advised = True
 
     def _record(
         self, one: Made, posed: Posed, backbone: Backbone, batch: Sequence[Item], item: Item, found: Restoration
@@ -227,15 +233,15 @@ def made_otherwise(made: Sequence[Made]) -> str:
     return ", ".join(found)
 
 
-def described(made: Sequence[Made], frame: Frame, words: Callable[[Posed], str]) -> list[str]:
-    """The words on the measurement of each, one measurement in memory at a time; why there is none is its `refused`.
+def described(made: Sequence[Made], frame: Frame, facts: Callable[[Posed], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Facts on the measurement of each, one measurement in memory at a time; why there is none is its `refused`.
 
     Errors: that of the first if nothing fits.
     """
     told = []
     for one in made:
         posed = _posed(one, frame, alone=len(made) == 1)
-        told.append("" if posed is None else words(posed))
+        told.append({} if posed is None else facts(posed))
     if all(one.refused is not None for one in made):
         raise _none_fits(made)
     return told
@@ -274,10 +280,3 @@ def _posed(one: Made, frame: Frame, *, alone: bool) -> Posed | None:
 def _fail(one: Made, error: FewstepError) -> None:
     one.refused = type(error)(str(error))  # a new one: its traceback and causes would keep tensors alive
     one.outcome.failed |= {item.index: str(error) for item in one.job.items if item.index not in one.outcome.lines}
-
-
-def _check_colours(backbone: Backbone, name: str) -> None:
-    channels = backbone.latent_shape(*backbone.default_size)[0]
-    if backbone.family == "unet2d" and channels != 3:
-        raise IncompatibleError(f"{name} makes pictures of {channels} channel(s), and fewstep restore has those of 3: "
-                                "use fewstep.restore in Python")  # fmt: skip

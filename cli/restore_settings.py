@@ -14,7 +14,7 @@ from ..errors import ConfigError, IncompatibleError
 from . import checks
 from .console import printable
 from .init_image import InitImage
-from .model_ref import ModelRef, size_multiple
+from .model_ref import ModelRef, channels_of, is_of_pixels, size_multiple
 from .operator_ref import MethodRef, OperatorRef
 from .output import Target
 from .plan import resolve_device
@@ -68,12 +68,27 @@ class RestoreSettings:
         checks.one_of("--dtype", self.dtype, checks.DTYPES)
         checks.device(self.device)
         checks.text(self.prompt, "prompt")
-        if getattr(self.method.method, "pixels_only", False) and size_multiple(self.model) is not None:
+        if is_of_pixels(self.model):
+            self._check_of_pixels()
+        elif self.method.method.pixels_only and size_multiple(self.model) is not None:
             raise IncompatibleError(f"--method {self.method.name} needs a model whose states are pixels, and "
                                     f"{self.model.name} has an autoencoder: take ldps or stsl")  # fmt: skip
         if self.model.kind == "embedded":
             checks.embedded_words(self.model.name, [self.prompt])
         return self
+
+    def _check_of_pixels(self) -> None:
+        """What a model without autoencoder and text cannot do. The loaded model has the last word."""
+        name, method = self.model.name, self.method.method
+        if self.prompt:
+            raise ConfigError(f"{name} was trained without text and cannot follow a --prompt: leave it out")
+        if method.guidance_scale != 1.0:
+            raise ConfigError(f"{name} was trained without text, so there is nothing to guide with: leave the guidance "
+                              "scale out")  # fmt: skip
+        if method.needs_text:
+            raise IncompatibleError(f"--method {self.method.name} tunes the prompt's embedding, and {name} was trained "
+                                    "without text: take dps or pigdm")  # fmt: skip
+        check_colours(channels_of(self.model), name)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -175,6 +190,13 @@ class JobTarget(Target):
         first, last = self.items[0].seed, self.items[-1].seed
         seeds = f"seed{first}" if first == last else f"seeds{first}-{last}"
         return self.folder / f"{self.stem}-{self.run}-{seeds}-{kind}.png"
+
+
+def check_colours(channels: Any, name: str) -> None:
+    """Of a model of pixels."""
+    if channels != 3:
+        raise IncompatibleError(f"{name} makes pictures of {channels} channel(s), and fewstep restore has those of 3: "
+                                "use fewstep.restore in Python")  # fmt: skip
 
 
 def jobs_of(settings: RestoreSettings, sources: Sequence[InitImage]) -> tuple[Job, ...]:

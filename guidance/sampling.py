@@ -23,7 +23,7 @@ from ..samplers import (
 from ..samplers.backbones import backbone_of
 from ..samplers.defaults import default_grid, default_solver
 from ..samplers.engine import OnTick
-from ..samplers.noise import check_seed
+from ..samplers.noise import check_seeds
 from ..samplers.solver_config import adaptive_of, solver_and_grid
 from ..samplers.table import check_same_schedule
 from .cfg import CFG
@@ -160,7 +160,7 @@ def _per_image(
     if isinstance(negative_prompts, str):
         negative_prompts = [negative_prompts] * len(prompts)
     negative_prompts = None if negative_prompts is None else list(negative_prompts)
-    seeds = tuple(check_seed(s) for s in (range(len(prompts)) if seeds is None else seeds))
+    seeds = check_seeds(range(len(prompts)) if seeds is None else seeds)
     for name, values in (("seeds", seeds), ("negative prompts", negative_prompts)):
         if values is not None and len(values) != len(prompts):
             raise ConfigError(f"{len(values)} {name} for {len(prompts)} prompts: give one per prompt")

@@ -48,7 +48,7 @@ class DPS(Posterior):
     steps: int = 1000
     zeta: float = 0.3
     clip: bool = False
-    solver: Solver = ANCESTRAL
+    solver: Solver | str = ANCESTRAL
     init: Init = "gaussian"
 
     step_size: ClassVar[str] = "zeta"
@@ -91,7 +91,7 @@ class DPSGaussian(Posterior):
 
     steps: int = 1000
     zeta: float = 1.0
-    solver: Solver = ANCESTRAL
+    solver: Solver | str = ANCESTRAL
     init: Init = "gaussian"
 
     step_size: ClassVar[str] = "zeta"

@@ -15,8 +15,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, IncompatibleError
 from .measurement import Measurement
+from .operators import name_of
 
 Weighting = Literal["norm", "squared", "gaussian", "polyak"]
 WEIGHTINGS = get_args(Weighting)
@@ -39,6 +40,9 @@ def data_loss(measurement: Measurement, x: Tensor, weighting: Weighting) -> tupl
     """(loss, |r|), both [B], of pictures x; in float32 or float64 whatever autocast says, with gradients."""
     with torch.autocast(x.device.type, enabled=False):
         r = measurement.residual(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).flatten(1)
+        if x.requires_grad and torch.is_grad_enabled() and not r.requires_grad:
+            raise IncompatibleError(f"A(x) of {name_of(measurement.operator)} has no gradient in x: it must be made of "
+                                    "torch's operations alone, without numpy, detach() or no_grad()")  # fmt: skip
         norm = torch.linalg.vector_norm(r, dim=1)  # its gradient at r = 0 is 0
         if weighting in ("norm", "polyak"):
             return norm, norm.detach()

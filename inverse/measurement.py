@@ -6,14 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleError
-from ..samplers.noise import NoiseTape
-from .operators import guess_of
+from ..samplers.noise import NoiseTape, check_seeds
+from .operators import guess_of, name_of
 
 NOISE_TICK = (1 << 32) - 1  # no run has so many: a measurement and a run with the same seeds share no noise
 
@@ -41,18 +42,22 @@ class Measurement:
             raise ConfigError(f"y must have the shape (B, ...) with something in it, got {tuple(self.y.shape)}")
         if not bool(torch.isfinite(self.y).all()):
             raise ConfigError("y holds values that are not finite: mask those entries out and set them to 0")
-        if not callable(getattr(self.operator, "A", None)):
-            raise IncompatibleError(f"{type(self.operator).__name__} is no operator: it has no method A(x)")
-        if not (isinstance(self.sigma_y, int | float) and math.isfinite(self.sigma_y) and self.sigma_y >= 0.0):
+        _check_operator(self.operator)
+        if not (isinstance(self.sigma_y, Real) and math.isfinite(self.sigma_y) and self.sigma_y >= 0.0):
             raise ConfigError(f"sigma_y is a standard deviation, a number from 0, got {self.sigma_y!r}")
+        object.__setattr__(self, "sigma_y", float(self.sigma_y))
 
     @classmethod
     def simulate(cls, operator: Any, x: Tensor, sigma_y: float, seeds: Sequence[int]) -> Measurement:
         """The measurement of known pictures x (B, C, H, W); the noise of image k depends on seeds[k] alone."""
+        _check_operator(operator)
+        tape = NoiseTape(check_seeds(seeds))
         with torch.no_grad():
-            clean = operator.A(x)
+            clean = _measured(operator, x)
         y = cls(clean, operator, sigma_y)  # checked before noise is drawn
-        noise = NoiseTape(tuple(seeds)).draw(NOISE_TICK, clean)
+        if len(tape.seeds) != y.batch:
+            raise ConfigError(f"{len(tape.seeds)} seeds for {y.batch} picture(s): give one for each")
+        noise = tape.draw(NOISE_TICK, clean)
         return replace(y, y=y.seen(clean + sigma_y * noise))
 
     @property
@@ -73,7 +78,7 @@ class Measurement:
 
     def residual(self, x: Tensor) -> Tensor:
         """y - A(x), of y's shape, 0 where nothing was measured; with gradients."""
-        predicted = self.operator.A(x)
+        predicted = _measured(self.operator, x)
         if predicted.shape != self.y.shape:
             raise IncompatibleError(
                 f"y has the shape {tuple(self.y.shape)} and A(x) {tuple(predicted.shape)}: the operator was not made "
@@ -92,7 +97,14 @@ class Measurement:
     def guess(self) -> Tensor:
         """(B, C, H, W): a first picture; see operators.guess_of."""
         with torch.no_grad():
-            return guess_of(self.operator, self.y)
+            guess = guess_of(self.operator, self.y)
+        if not (isinstance(guess, Tensor) and guess.dim() >= 2 and guess.shape[0] == self.batch):
+            got = tuple(guess.shape) if isinstance(guess, Tensor) else type(guess).__name__
+            raise IncompatibleError(f"the first picture of {name_of(self.operator)} must be a tensor (B, C, H, W) of "
+                                    f"{self.batch} picture(s), got {got}")  # fmt: skip
+        if not bool(torch.isfinite(guess).all()):
+            raise IncompatibleError(f"the first picture of {name_of(self.operator)} holds values that are not finite")
+        return guess
 
     def images(self, count: int) -> Measurement:
         """The same for `count` images: one y is repeated, several must be as many."""
@@ -113,3 +125,18 @@ class Measurement:
         if not isinstance(mask, Tensor) or mask.shape[-2:] != self.y.shape[-2:]:
             return None
         return mask.to(self.y.device)
+
+
+def _check_operator(operator: Any) -> None:
+    """IncompatibleError for what measures nothing."""
+    if isinstance(operator, type):
+        raise IncompatibleError(f"{operator.__name__} is a class: give an operator, such as {operator.__name__}(...)")
+    if not callable(getattr(operator, "A", None)):
+        raise IncompatibleError(f"{type(operator).__name__} is no operator: it has no method A(x)")
+
+
+def _measured(operator: Any, x: Tensor) -> Tensor:
+    y = operator.A(x)
+    if not isinstance(y, Tensor):
+        raise IncompatibleError(f"A(x) of {name_of(operator)} must be a tensor (B, ...), got {type(y).__name__}")
+    return y

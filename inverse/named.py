@@ -57,9 +57,10 @@ def method_class(name: str) -> type[Posterior]:
 def method_of(text: str) -> Posterior:
     """The posterior that "name:key=value,..." writes; a key is a field of its class, `solver` takes a solver's name.
 
+    A solver's name that names a grid too ("DPM++ 2M Karras") chooses that, unless `grid` is there.
     Errors: ConfigError for an unknown name or key and for a value that cannot be.
     """
-    from ..samplers.solver_config import parse_all, solver_of
+    from ..samplers.solver_config import parse_all, solver_and_grid
 
     name, _, options = canonical(text).partition(":")
     cls = method_class(name)
@@ -68,7 +69,9 @@ def method_of(text: str) -> Posterior:
     _check_keys(options, name, list(types))
     values = parse_all(options, types, f"method {name}")
     if "solver" in values:
-        values["solver"] = solver_of(values["solver"])
+        values["solver"], grid = solver_and_grid(values["solver"])
+        if grid is not None:
+            values.setdefault("grid", grid)
     return cls(**values)
 
 
@@ -101,18 +104,20 @@ def _text(value: Any) -> str:
 
 
 def _solver_text(solver: Any) -> str:
-    """The shortest text of a solver: its name here, with the hyper-parameters that are not that name's."""
+    """The shortest text of a solver: the name here that is nearest to it, with the hyper-parameter that it changes."""
     from ..samplers import SOLVERS
     from ..samplers.solver_config import solver_config
 
-    named = next((name for name, make in SOLVERS.items() if make() == solver), None)
-    if named is not None:
-        return named
     config = solver_config(solver)
-    changed = {key: value for key, value in config.items() if key != "name" and getattr(type(solver)(), key) != value}
-    if len(changed) > 1 or not all(isinstance(value, _PLAIN) for value in changed.values()):
-        raise ConfigError(f"{solver!r} cannot be written as one key=value: use a solver with a name of its own")
-    return config["name"] + "".join(f":{key}={_text(value)}" for key, value in changed.items())
+    config.pop("name")
+    alike = {name: made for name, make in SOLVERS.items() if type(made := make()) is type(solver)}
+    changes = [(name, {key: value for key, value in config.items() if getattr(made, key) != value})
+               for name, made in alike.items()]  # fmt: skip
+    name, changed = min(changes, key=lambda one: len(one[1]), default=("", {}))
+    if not name or len(changed) > 1 or not all(isinstance(value, _PLAIN) for value in changed.values()):
+        raise ConfigError(f"{solver!r} cannot be written as a name with one key=value, which is what a method's solver "
+                          "may be here: give it in Python")  # fmt: skip
+    return name + "".join(f":{key}={_text(value)}" for key, value in changed.items())
 
 
 def _check_keys(options: str, name: str, known: list[str]) -> None:

@@ -77,6 +77,7 @@ class P2L(Posterior):
     eps: Literal["state", "network"] = "state"
 
     step_size: ClassVar[str] = "zeta"
+    needs_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ that such code leaves eps without guidance in some settings, and clamps x0hat, i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -51,10 +52,11 @@ class PiGDM(Posterior):
     zeta: float = 1.0
     prior_variance: float = 1.0
     weight: Weight = "exact"
-    solver: Solver = ANCESTRAL
+    solver: Solver | str = ANCESTRAL
 
     step_size: ClassVar[str] = "zeta"
     remedy: ClassVar[str] = "take weight='released', or an operator with a larger rcond"
+    gentler: ClassVar[Mapping[str, str]] = {"weight": "released"}
     pixels_only: ClassVar[bool] = True  # or an affine decoder, which no pipeline has
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -14,7 +14,6 @@ from torch import Tensor
 from ..errors import ConfigError, IncompatibleError, NumericsError
 from ..samplers import (
     DDIM,
-    GRIDS,
     Level,
     Prediction,
     Solver,
@@ -28,7 +27,8 @@ from ..samplers import (
     trace,
 )
 from ..samplers.grids import check_steps
-from ..samplers.noise import check_seed
+from ..samplers.noise import check_seeds
+from ..samplers.solver_config import grid_of, solver_of
 from .checks import check_number
 from .measurement import Measurement
 from .problem import Problem
@@ -57,7 +57,7 @@ class Done(NamedTuple):
 class Posterior(ABC):
     """A sampler of pictures that explain a measurement; frozen hyper-parameters, nothing else.
 
-    steps, solver, grid: the run (see samplers.trace and GRIDS).
+    steps: of the run.       solver: an instance or a name, "sde-2m:eta=0.5".       grid: a name, "karras:rho=5".
     guidance_scale: 1 evaluates the prompt's branch alone; another number also the one of the empty prompt.
     init: where the run begins. "noise": the first guess of the picture (Measurement.guess), encoded, with as much noise
     as belongs to the first level; "gaussian": noise alone; "inversion": the same guess, taken up the levels by the
@@ -65,19 +65,22 @@ class Posterior(ABC):
     """
 
     steps: int
-    solver: Solver = DETERMINISTIC
+    solver: Solver | str = DETERMINISTIC
     grid: str = "time"
     guidance_scale: float = 1.0
     init: Init = "noise"
 
-    step_size: ClassVar[str]  # the field to lower where a run diverges
+    step_size: ClassVar[str] = ""  # the field to lower where a run diverges, if there is one
     remedy: ClassVar[str] = "take more steps"  # what else may help then
+    gentler: ClassVar[Mapping[str, str]] = {}  # fields, with their values, that help before a smaller step does
+    pixels_only: ClassVar[bool] = False  # whether the model's states must be pixels
+    needs_text: ClassVar[bool] = False  # whether the network must be conditioned on a text
 
     def __post_init__(self) -> None:
         if self.init not in get_args(Init):
             raise ConfigError(f"init {self.init!r} does not exist: expected {', '.join(get_args(Init))}")
-        if self.grid not in GRIDS:
-            raise ConfigError(f"grid {self.grid!r} does not exist: expected {', '.join(GRIDS)}")
+        object.__setattr__(self, "solver", solver_of(self.solver))
+        grid_of(self.grid)
         check_steps(self.steps)
         check_number(self.guidance_scale, "guidance_scale", 1.0, zero=True)
 
@@ -127,9 +130,11 @@ class Posterior(ABC):
     def _pose(
         self, backbone: Any, measurement: Measurement, prompt: str | Sequence[str], seeds: Sequence[int]
     ) -> tuple[Problem, Tensor]:
-        seeds = tuple(check_seed(seed) for seed in seeds)
+        seeds = check_seeds(seeds)
         if not seeds:
             raise ConfigError("there is no seed: give one per picture, such as seeds=(0,)")
+        if prompt is None:
+            raise ConfigError('prompt is a text, or one per seed; without one it is ""')
         prompts = [prompt] * len(seeds) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(seeds):
             raise ConfigError(f"{len(prompts)} prompts for {len(seeds)} seeds: give one for all, or one per seed")
@@ -137,7 +142,7 @@ class Posterior(ABC):
         guess = measurement.guess()
         height, width = guess.shape[-2:]
         network = backbone.encode(prompts, None, height=height, width=width)
-        table = trace(self.solver, GRIDS[self.grid](backbone.schedule, self.steps), backbone.schedule)
+        table = trace(solver_of(self.solver), grid_of(self.grid)(backbone.schedule, self.steps), backbone.schedule)
         return Problem(backbone, measurement, network, table, seeds, self.guidance_scale), guess
 
     def _first(self, problem: Problem, guess: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -157,7 +162,7 @@ class Posterior(ABC):
         ticks = len(problem.table)
         for i in range(ticks):
             clock, level = time.perf_counter(), problem.level(i)
-            done = self.tick(problem, state, memory)
+            done = self._done(problem, self.tick(problem, state, memory), i)
             state, memory, residual = done.state, done.memory, done.residual.cpu().double()
             self._check(problem, state, residual, i)
             report.ticks.append(TickLine(i, level, tuple(residual.tolist()), 1e3 * (time.perf_counter() - clock)))
@@ -166,6 +171,19 @@ class Posterior(ABC):
                 state = state if changed is None else edit(problem.table, state, _changed(changed, state).x)
         return state
 
+    def _done(self, problem: Problem, done: Any, i: int) -> Done:
+        """What `tick` returned, if it can be that."""
+        name, batch = f"{type(self).__name__}.tick", problem.measurement.batch
+        if not (isinstance(done, Done) and isinstance(done.state, State)):
+            raise IncompatibleError(f"{name} must return Done(state, prediction, residual), got {type(done).__name__}")
+        if done.state.tick != i + 1:
+            raise IncompatibleError(f"{name} must return the state of tick {i + 1}, got that of {done.state.tick}: it "
+                                    "is what problem.advance(state, prediction) gives")  # fmt: skip
+        if not isinstance(done.residual, Tensor) or done.residual.shape != (batch,):
+            got = tuple(done.residual.shape) if isinstance(done.residual, Tensor) else type(done.residual).__name__
+            raise IncompatibleError(f"{name} must return a residual of shape ({batch},), one per image, got {got}")
+        return done
+
     def _check(self, problem: Problem, state: State, residual: Tensor, i: int) -> None:
         """NumericsError where an image has left every reasonable range, NaN included."""
         target = problem.table.plan.targets[i]
@@ -173,10 +191,13 @@ class Posterior(ABC):
         sound = (size.cpu() < LARGEST) & torch.isfinite(residual)
         if not bool(sound.all()):
             name, k = type(self).__name__, int((~sound).nonzero()[0])
-            value = getattr(self, self.step_size)
+            lower = f"lower {self.step_size}, which is {getattr(self, self.step_size)}, or " if self.step_size else ""
+            top = float(problem.measurement.y.abs().max())
+            far = problem.pixel_range == 2.0 and top > 10.0
+            scale = f" (y reaches {top:g}, and pixels are in [0, 1])" if far else ""
             raise NumericsError(
                 f"{name} diverged at step {problem.table.plan.step[i] + 1} of {self.steps} (time {float(target.time):g}"
-                f", image {k}): lower {self.step_size}, which is {value}, or {self.remedy}"
+                f", image {k}): {lower}{self.remedy}{scale}"
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import IncompatibleError
 from ..samplers.backbones import backbone_of
+from ..samplers.noise import check_seeds
 from .measurement import Measurement
 from .posterior import OnTick, Posterior
 from .report import Restoration
@@ -38,9 +39,10 @@ def restore(
         (posterior, Posterior, "STSL()"),
     ):
         if not isinstance(value, wanted):
-            raise IncompatibleError(f"restore needs a {wanted.__name__}, such as {example}, got {type(value).__name__}")
+            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise IncompatibleError(f"restore needs a {wanted.__name__}, such as {example}, got {got}")
     backbone = model if hasattr(model, "latent_shape") else backbone_of(model)
-    seeds = tuple(range(measurement.batch)) if seeds is None else tuple(seeds)
+    seeds = check_seeds(range(measurement.batch) if seeds is None else seeds)
     if not checkpoint:
         return posterior(backbone, measurement, prompt=prompt, seeds=seeds, on_tick=on_tick)
     with backbone.for_gradients(checkpoint=True):

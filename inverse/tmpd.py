@@ -45,7 +45,7 @@ class TMPD(Posterior):
     steps: int = 100
     iterations: int = 10
     zeta: float = 1.0
-    solver: Solver = ANCESTRAL
+    solver: Solver | str = ANCESTRAL
     init: Init = "gaussian"
 
     step_size: ClassVar[str] = "zeta"

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..kernels.ops_philox import philox_normal
 from .levels import Level
-from .noise import check_seed
+from .noise import check_seeds
 
 DEPTH = 24
 """Two levels of a run must not lie in one of the 2^24 last intervals, 6e-8 long: there the path has a single normal."""
@@ -47,7 +47,7 @@ class BrownianTape:
     seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(check_seed(seed) for seed in self.seeds))
+        object.__setattr__(self, "seeds", check_seeds(self.seeds))
 
     def normal(self, i: int, s: Level, t: Level, x: Tensor) -> Tensor:
         """Standard normal of x's shape, dtype and device for the tick from s to t; its number does not enter."""

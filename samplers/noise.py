@@ -6,7 +6,7 @@ a tape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,7 +38,7 @@ class NoiseTape:
     seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(check_seed(seed) for seed in self.seeds))
+        object.__setattr__(self, "seeds", check_seeds(self.seeds))
 
     def normal(self, i: int, s: Level, t: Level, x: Tensor) -> Tensor:
         return self.draw(i, x)
@@ -81,6 +81,13 @@ def check_seed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise ConfigError(f"a seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     return seed
+
+
+def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """One seed per image, each as in `check_seed`; ConfigError for a number alone."""
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str):
+        raise ConfigError(f"seeds are one per image, such as seeds=(0, 1), got {seeds!r}")
+    return tuple(check_seed(seed) for seed in seeds)
 
 
 def _cpu_normal(seed: int, shape: Sequence[int]) -> Tensor:

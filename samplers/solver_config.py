@@ -42,6 +42,9 @@ def solver_and_grid(value: Solver | str | Mapping[str, Any]) -> tuple[Solver, st
         classes = _classes()
         solver, grid = (classes[name](), None) if name in classes else _solver_of_text(name)
         return _with(solver, parameters, f"solver {name}"), grid
+    if isinstance(value, AdaptiveDPM):
+        raise ConfigError(f"{value!r} chooses its steps while it runs, so it has no plan and no grid: take a solver of "
+                          "a fixed number of steps, such as DPMpp2M(), or fewstep.solve")  # fmt: skip
     if not (hasattr(value, "plan") and hasattr(value, "step")) or isinstance(value, type):
         raise ConfigError(f"a solver must be an instance such as DPMpp2M(), or a name, got {value!r}")
     return value, None
@@ -67,8 +70,10 @@ def _solver_of_name(text: str) -> tuple[Solver, str | None]:
     named = resolve_solver(text)
     name, _, options = named.solver.partition(":")
     if name in ADAPTIVE_NAMES and name not in SOLVERS:
-        raise ConfigError(f"{name} ({text!r}) chooses its steps while it runs, so it has no plan and no grid: call "
-                          "fewstep.solve with AdaptiveDPM()")  # fmt: skip
+        raise ConfigError(
+            f"{name} ({text!r}) chooses its steps while it runs, so it has no plan and no grid: take a solver of a "
+            "fixed number of steps, such as 2m; AdaptiveDPM() is for fewstep.solve"
+        )
     return _with_texts(SOLVERS[name](), options, f"solver {name}"), named.grid
 
 

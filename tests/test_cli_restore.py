@@ -127,13 +127,14 @@ def test_interrupted(cli, model, monkeypatch):
     assert code == 0 and len(out.split()) == 5 and first.read_bytes() == before
 
 
-@pytest.mark.parametrize("noise, wrong", [(0.02, True), (5.0, False), (0.0, False)])
+@pytest.mark.parametrize("noise, wrong", [(0.02, True), (5.0, False), (0.0, True)])
 def test_a_picture_that_does_not_explain_the_measurement_is_said_to(cli, model, noise, wrong):
     """A model with random weights explains nothing, unless the noise may be anything."""
     code, out, err = cli("restore", draw("a.png"), "-m", model, "--operator", "denoise", "--noise-std", noise, *QUICK)
     chi2 = fields_of(out.split()[0])["chi2"]
-    assert code == 0 and (chi2 is not None and chi2 > 2.0) == wrong
-    assert ("this picture does not explain its measurement" in err) == wrong
+    assert code == 0 and (chi2 is None) == (noise == 0.0) and (chi2 is None or (chi2 > 2.0) == wrong)
+    assert ("warning: a.png, seed 0, does not explain its measurement" in err) == wrong
+    assert ("is more than half of what pixels range over" in err) == (noise == 5.0)
 
 
 def test_a_degraded_picture_becomes_larger_by_the_factor(cli, model):

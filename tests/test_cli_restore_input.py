@@ -19,7 +19,7 @@ from fewstep.cli.restore_pose import Frame, pose
 from fewstep.cli.restore_settings import Job, RestoreSettings
 from fewstep.errors import ConfigError
 from fewstep.guidance.pictures import pixels_of
-from fewstep.inverse.named import METHODS, OPERATOR_NAMES, fields_of, method_of, written
+from fewstep.inverse.named import METHODS, OPERATOR_NAMES
 from fewstep.inverse.operators.named import OPERATORS
 from fewstep.inverse.stsl import STSL
 
@@ -279,12 +279,3 @@ def test_names_that_help_shows_are_those_that_there_are(cli):
     assert code == 0 and all(f"\n{name} " in "\n" + out for name in METHODS) and f"zeta={STSL().zeta!r}" in out
     starts = {line.index(METHODS[line.split()[0]][2]) for line in out.splitlines() if not line.startswith(" ")}
     assert len(starts) == 1  # one column
-
-
-@pytest.mark.parametrize("text", [*METHODS, "stsl:K=2,solver=2m,init=gaussian", "ldps:solver=sde-2m:eta=0.5"])
-def test_a_method_is_its_text(text):
-    method = method_of(text)
-    name = text.partition(":")[0]
-    values = fields_of(method)
-    assert values["steps"] == method.steps
-    assert method_of(written(name, values)) == method

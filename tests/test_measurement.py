@@ -65,7 +65,7 @@ def test_one_measurement_for_many_pictures():
 def test_a_first_picture():
     assert measured().guess().shape == (2, 3, 16, 16)
     y = Measurement.simulate(Duck(), pictures(2), 0.0, seeds=(0, 1))
-    assert torch.equal(y.guess(), Duck().A_adjoint(y.y))
+    assert far(y.guess()[..., ::2, :], pictures(2)[..., ::2, :]) < CLOSE  # its adjoint is four times as bright
 
     class Neither:
         def A(self, x):

@@ -167,7 +167,7 @@ def test_what_was_not_measured_has_no_say(backbone):
     ],
 )
 def test_numbers_that_cannot_be(make):
-    with pytest.raises(ConfigError, match=r"got|expected"):
+    with pytest.raises(ConfigError, match=r"got|expected|unknown grid"):
         make()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import IncompatibleError
@@ -76,14 +77,26 @@ class Composed:
 
 
 def guess_of(operator: Any, y: Tensor) -> Tensor:
-    """A first picture: the operator's guess, else (anybody's physics) its pseudo-inverse or adjoint of y.
+    """A first picture: the operator's guess, else (anybody's physics) its pseudo-inverse, else the multiple of its
+    adjoint that is nearest to y, for an adjoint alone may be as much too dark as A averages.
 
     Errors: IncompatibleError where it has none of them.
     """
-    names = ("guess", "A_dagger", "A_adjoint") if is_linear(operator) else ("guess",)
+    names = ("guess", "A_dagger") if is_linear(operator) else ("guess",)
     for name in names:
         method: Any = getattr(operator, name, None)
         if method is not None:
             return method(y)
+    if is_linear(operator):
+        return _nearest_multiple(operator, y)
     raise IncompatibleError(f"nothing says how large the pictures of {name_of(operator)} are: give it guess(y), a "
                             "first picture (B, C, H, W)")  # fmt: skip
+
+
+def _nearest_multiple(operator: Any, y: Tensor) -> Tensor:
+    """c A^T y with c = <y, A A^T y> / |A A^T y|^2 per image; the pseudo-inverse where A A^T is a multiple of I."""
+    x = operator.A_adjoint(y)
+    back = operator.A(x).flatten(1)
+    squared = back.square().sum(1)
+    c = torch.where(squared > 0.0, (y.flatten(1) * back).sum(1) / squared, 1.0)
+    return c.view(-1, *[1] * (x.dim() - 1)) * x

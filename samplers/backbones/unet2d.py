@@ -83,6 +83,9 @@ class UNet2D:
         return UNet2DNetwork(self.pipe.unet, self.schedule, self.parametrisation)
 
     def to_latents(self, images: Tensor) -> Tensor:
+        channels = self.pipe.unet.config.in_channels
+        if images.shape[1] != channels:
+            raise ConfigError(f"this model's pictures have {channels} channel(s), got {images.shape[1]}")
         return 2.0 * images.to(self.device) - 1.0
 
     def to_pixels(self, latents: Tensor) -> Tensor:
