@@ -117,12 +117,15 @@ def gentler(ref: MethodRef, text: str) -> str | None:
     own if that is less; None if there is no such number."""
     from ..inverse.named import canonical, fields_of, method_of
 
-    kept = [part for part in canonical(text or ref.name).partition(":")[2].split(",") if part]
+    options = [part for part in canonical(text or ref.name).partition(":")[2].split(",") if part]
+
+    def changed(key: str, value: str) -> str:
+        kept = [part for part in options if part.partition("=")[0] != key]
+        return f"{ref.name}:{','.join([*kept, f'{key}={value}'])}"
+
     for key, value in ref.method.gentler.items():
         if ref.values[key] != value:
-            return (
-                f"{ref.name}:{','.join([*(part for part in kept if part.partition('=')[0] != key), f'{key}={value}'])}"
-            )
+            return changed(key, value)
     key = ref.method.step_size
     value, usual = ref.values.get(key), fields_of(method_of(ref.name)).get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value:
@@ -130,4 +133,4 @@ def gentler(ref: MethodRef, text: str) -> str | None:
     value = value / 4
     if isinstance(usual, int | float) and 0 < usual < value:
         value = usual
-    return f"{ref.name}:{','.join([*(part for part in kept if part.partition('=')[0] != key), f'{key}={value:g}'])}"
+    return changed(key, f"{value:g}")
