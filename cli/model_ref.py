@@ -19,7 +19,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SMALL = 1 << 26  # files up to 64 MB are hashed whole
 _BLOCK, _BLOCKS = 1 << 16, 64
 _MAX_CONFIG = 1 << 20
-_OF_PIXELS = ("DDPMPipeline", "DDIMPipeline")
+OF_PIXELS = ("DDPMPipeline", "DDIMPipeline")  # those of samplers.backbones, which needs torch
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _check_file(path: Path) -> None:
 
 def is_of_pixels(ref: ModelRef) -> bool:
     """Whether a local folder's model has no autoencoder: it makes pixels, without text."""
-    return ref.kind == "folder" and _index(Path(ref.location)).get("_class_name") in _OF_PIXELS
+    return ref.kind == "folder" and _index(Path(ref.location)).get("_class_name") in OF_PIXELS
 
 
 def channels_of(ref: ModelRef) -> Any:

@@ -88,7 +88,8 @@ class RestoreSettings:
         if method.needs_text:
             raise IncompatibleError(f"--method {self.method.name} tunes the prompt's embedding, and {name} was trained "
                                     "without text: take dps or pigdm")  # fmt: skip
-        check_colours(channels_of(self.model), name)
+        if (channels := channels_of(self.model)) is not None:
+            check_colours(channels, name)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

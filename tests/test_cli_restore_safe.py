@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 
 from fewstep.cli import png
+from fewstep.cli.model_ref import OF_PIXELS
 from fewstep.cli.operator_ref import find_method
 from fewstep.cli.restore_batch import gentler
 from fewstep.inverse.restore import restore
+from fewstep.samplers.backbones.load import FAMILIES
+from fewstep.samplers.backbones.unet2d import UNet2D
 
 from . import cli_runs
 from .tiny_pixels import tiny_pixels
@@ -222,3 +225,7 @@ def test_one_picture_that_is_passed_over(cli, model, ours):
     assert code == 0 and "2 pictures that fewstep restore made are passed over" in err
     Path("ours-side-by-side.png").unlink()
     assert "1 picture that fewstep restore made is passed over" in cli("restore", ".", "-m", model, *SR, "--dry-run")[2]
+
+
+def test_the_models_of_pixels_that_are_known_by_name_are_those_that_are_loaded():
+    assert {name for name, (_, backbone) in FAMILIES.items() if backbone is UNet2D} == set(OF_PIXELS)

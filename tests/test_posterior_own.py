@@ -1,8 +1,10 @@
 """Operators and posteriors of somebody else's: the example of docs/restore.md, and what mistakes are told."""
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ from fewstep.errors import ConfigError, FewstepError, IncompatibleError, Numeric
 from fewstep.inverse.ldps import LDPS
 from fewstep.inverse.measurement import Measurement
 from fewstep.inverse.operators import Denoise
-from fewstep.inverse.pixels import data_gradient
 from fewstep.inverse.posterior import Done, Posterior
 from fewstep.inverse.problem import Problem
 from fewstep.inverse.restore import restore
@@ -30,26 +31,22 @@ def backbone():
     return tiny()
 
 
-@dataclass(frozen=True, kw_only=True)
-class MyMethod(Posterior):
-    """LDPS written again: the example of the page."""
+def _of_the_page() -> Any:
+    """MyMethod, as docs/restore.md writes it."""
+    text = (Path(__file__).parent.parent / "docs" / "restore.md").read_text(encoding="utf-8")
+    (block,) = (
+        block for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) if "class MyMethod" in block
+    )
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(compile(block[: block.index("\nresult = ")], "restore.md", "exec"), namespace)
+    return namespace["MyMethod"]
 
-    steps: int = 3
-    zeta: float = 0.1
-    step_size: ClassVar[str] = "zeta"
 
-    def tick(self, problem: Problem, state: State, memory: Any) -> Done:
-        level = problem.level(state.tick)
-        evaluation = problem.evaluate(state.x, level)
-        prediction = evaluation.prediction
-        gradient, residual = data_gradient(problem, prediction.x0, "norm", level)
-        after = problem.advance(state, prediction)
-        after = edit(problem.table, after, after.x - self.zeta * evaluation.pull(x0=gradient))
-        return Done(after, prediction, residual)
+MyMethod = _of_the_page()
 
 
 def test_the_example_of_the_page_is_ldps(backbone):
-    mine, ours = (restore(backbone, measured(), method).x for method in (MyMethod(), LDPS(steps=3, zeta=0.1)))
+    mine, ours = (restore(backbone, measured(), method).x for method in (MyMethod(steps=3), LDPS(steps=3, zeta=0.1)))
     assert torch.equal(mine, ours)
 
 
@@ -57,6 +54,7 @@ def test_the_example_of_the_page_is_ldps(backbone):
 class Wrong(MyMethod):
     """Returns what `make` makes of what it should."""
 
+    steps: int = 3
     make: Any = None
 
     def tick(self, problem: Problem, state: State, memory: Any) -> Any:
